@@ -1,1 +1,67 @@
-//! Placeholder until its first commit.
+//! The settings an operator may write: their types, defaults and documentation.
+//!
+//! A [`Config`] is plain data. Other parts receive their section of it, never the whole, and never a default of their own.
+#![warn(missing_docs)]
+
+pub mod agents;
+pub mod cluster;
+pub mod gateway;
+pub mod logging;
+pub mod models;
+pub mod session;
+pub mod storage;
+mod values;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use agents::Agents;
+pub use cluster::Cluster;
+pub use gateway::Gateway;
+pub use logging::Logging;
+pub use models::Models;
+pub use session::{Messages, Session};
+pub use storage::Storage;
+pub use values::{ByteCount, HostPort, IpRange, ModelRef, ParseError, Secret};
+
+/// All settings of one instance.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Config {
+    /// The public HTTP listener.
+    pub gateway: Gateway,
+    /// Where state lives.
+    pub storage: Storage,
+    /// This instance and its peers.
+    pub cluster: Cluster,
+    /// Providers of models.
+    pub models: Models,
+    /// Agents.
+    pub agents: Agents,
+    /// Turns of a conversation.
+    pub session: Session,
+    /// Messages before they become turns.
+    pub messages: Messages,
+    /// Logs.
+    pub logging: Logging,
+}
+
+impl Config {
+    /// Where this instance's public listener is reached by others: `cluster.advertiseHttp`, else the host of the peer
+    /// address with `gateway.port`.
+    pub fn http_address(&self) -> Option<HostPort> {
+        let derived = || HostPort::new(self.cluster.peer_address()?.host(), self.gateway.port).ok();
+        self.cluster.advertise_http.clone().or_else(derived)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_survive_their_own_file_form() {
+        let text = serde_json::to_string_pretty(&Config::default()).unwrap();
+        assert_eq!(serde_json::from_str::<Config>(&text).unwrap(), Config::default());
+    }
+}

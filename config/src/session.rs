@@ -1,0 +1,48 @@
+//! `session` and `messages`: how the messages of a conversation become turns.
+
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::values::millis;
+
+/// Turns of a conversation. A restart is needed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Session {
+    /// Longest life of one attempt at a turn, in milliseconds. Default 300000; at least 1000, at most 24 h.
+    #[serde(rename = "turnTimeoutMs", with = "millis")]
+    #[schemars(with = "u64")]
+    pub turn_timeout: Duration,
+    /// Attempts at a turn, on this or another instance, before it fails. Default 3; range 1 to 100.
+    pub max_attempts: u32,
+}
+
+impl Default for Session {
+    fn default() -> Self {
+        Self { turn_timeout: Duration::from_secs(300), max_attempts: 3 }
+    }
+}
+
+/// What happens to messages before they become turns. A restart is needed.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Messages {
+    /// Messages that wait for the turn before them.
+    pub queue: Queue,
+}
+
+/// Messages that wait for the turn before them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Queue {
+    /// Turns that may wait in one session; the next message is refused. Default 20; range 1 to 1000.
+    pub cap: u32,
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Self { cap: 20 }
+    }
+}
