@@ -1,1 +1,3 @@
+pub mod metrics;
+pub mod sessions;
 pub mod store;

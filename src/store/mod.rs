@@ -50,7 +50,7 @@ pub struct Read<T> {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Accepted {
     /// It is in the transcript, and this turn answers it.
-    New(Turn),
+    New(Box<Turn>),
     /// The same write came before; this turn answers it.
     Duplicate { turn_id: String, session_key: String },
 }
@@ -127,7 +127,7 @@ impl dyn SessionStore {
         let Committed { index, value } = self.commit(Command::Accept(command), timeout).await?;
         let value = match value {
             Outcome::Accepted(accepted) => {
-                Accepted::New(accepted.turn.ok_or_else(|| unexpected("accept", "accepted without a turn"))?)
+                Accepted::New(Box::new(accepted.turn.ok_or_else(|| unexpected("accept", "accepted without a turn"))?))
             }
             Outcome::DuplicateTurn(first) => {
                 Accepted::Duplicate { turn_id: first.turn_id, session_key: first.session_key }
