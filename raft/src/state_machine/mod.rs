@@ -1,0 +1,135 @@
+//! What the instances agree on: rows, and the one function that says what a command does to them.
+//!
+//! [`decide`] takes the tables, a log position and a command, and returns the rows to write, the outcome for the caller
+//! and the events for this process. It is pure: no I/O of its own, no clock, no randomness, no unordered map, so that
+//! every instance that applies the same log holds the same bytes ([`state_hash`] compares them). Storage brings the
+//! tables in and carries the writes out; time comes in with the command, stamped by the leader.
+//!
+//! A command that is not understood or breaks a limit is refused with an outcome, and changes nothing.
+
+mod change;
+mod inbox;
+mod instances;
+pub mod keys;
+mod limits;
+pub mod read;
+mod rendezvous;
+mod retention;
+mod sessions;
+mod snapshot;
+mod tables;
+mod turns;
+
+use openclaw_proto::ids::InstanceId;
+use openclaw_proto::state::{Command, Outcome, Refused, Turn, command, outcome};
+use sha2::{Digest, Sha256};
+
+use change::{Answer, Change, Halt};
+
+pub use inbox::INBOX_RETENTION;
+pub use limits::{
+    MAX_ACCOUNT_BYTES, MAX_ERROR_CODE_BYTES, MAX_ERROR_MESSAGE_BYTES, MAX_EXTERNAL_ID_BYTES, MAX_MODEL_BYTES,
+    MAX_QUEUED_TURNS, MAX_TEXT_BYTES,
+};
+pub use rendezvous::rendezvous;
+pub use retention::MAX_SWEEP_ROWS;
+pub use snapshot::{MAX_FRAME_BYTES, SnapshotError, SnapshotReader, SnapshotRow, SnapshotTotals, SnapshotWriter};
+pub use tables::{MemoryTables, Overlay, Row, Table, TableError, Tables, Write};
+pub use turns::{MAX_ATTEMPTS, TURN_RETENTION};
+
+/// Version of the rows and of the snapshot format. A store or snapshot of another version is not opened.
+pub const STATE_FORMAT_VERSION: u32 = 1;
+
+/// Where in the log a command stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LogPosition {
+    pub index: u64,
+    /// Of the leader that proposed the entry.
+    pub term: u64,
+}
+
+/// What applying a command means. Storage writes, the caller gets the outcome, whom it concerns acts on the events.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decision {
+    /// At most one per row, in table and key order.
+    pub writes: Vec<Write>,
+    pub outcome: Outcome,
+    pub events: Vec<Event>,
+}
+
+impl Decision {
+    /// Nothing changes, and the caller is told why. Also for log entries whose bytes are no command.
+    pub fn refused(reason: impl Into<String>) -> Self {
+        let outcome = Outcome { kind: Some(outcome::Kind::Refused(Refused { reason: reason.into() })) };
+        Self { writes: Vec::new(), outcome, events: Vec::new() }
+    }
+}
+
+/// A change that some part of the process waits for. Every instance computes all of them.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// The turn is its session's running one, for the instance and with the fencing token that it names.
+    TurnRunnable(Turn),
+    /// Done, failed or cancelled.
+    TurnEnded(Turn),
+    InstanceLive {
+        instance_id: InstanceId,
+        epoch: u64,
+    },
+    InstanceGone {
+        instance_id: InstanceId,
+        epoch: u64,
+    },
+}
+
+/// What `command` does when it is applied at `at`.
+///
+/// # Errors
+/// [`TableError`] when the tables cannot be read or hold what no command wrote; never because of the command.
+pub fn decide(tables: &(impl Tables + ?Sized), at: LogPosition, command: &Command) -> Result<Decision, TableError> {
+    let Some(kind) = &command.kind else { return Ok(Decision::refused("the command is of no known kind")) };
+    let mut change = Change::begin(tables, at, command.now_ms)?;
+    match answer(&mut change, kind) {
+        Ok(kind) => {
+            let (writes, events) = change.finish();
+            Ok(Decision { writes, outcome: Outcome { kind: Some(kind) }, events })
+        }
+        Err(Halt::Refused(reason)) => Ok(Decision::refused(reason)),
+        Err(Halt::Table(error)) => Err(error),
+    }
+}
+
+fn answer<T: Tables + ?Sized>(change: &mut Change<'_, T>, kind: &command::Kind) -> Answer {
+    match kind {
+        command::Kind::Accept(command) => turns::accept(change, command),
+        command::Kind::Complete(command) => turns::complete(change, command),
+        command::Kind::Fail(command) => turns::fail(change, command),
+        command::Kind::Cancel(command) => turns::cancel(change, command),
+        command::Kind::AppendEntry(command) => sessions::append_entry(change, command),
+        command::Kind::ResetSession(command) => sessions::reset(change, command),
+        command::Kind::DeleteSession(command) => sessions::delete(change, command),
+        command::Kind::RegisterInstance(command) => instances::register(change, command),
+        command::Kind::RenewInstance(command) => instances::renew(change, command),
+        command::Kind::ExpireInstance(command) => instances::expire(change, command),
+        command::Kind::SetDraining(command) => instances::set_draining(change, command),
+        command::Kind::ForgetInstance(command) => instances::forget(change, command),
+        command::Kind::Sweep(command) => retention::sweep(change, command),
+    }
+}
+
+/// SHA-256 over all rows in table and key order: equal on all instances that have applied the same log.
+///
+/// # Errors
+/// [`TableError`] when the tables cannot be read.
+pub fn state_hash(tables: &(impl Tables + ?Sized)) -> Result<[u8; 32], TableError> {
+    let mut hash = Sha256::new();
+    read::for_each_row(tables, |table, key, value| {
+        hash.update([table.tag()]);
+        hash.update((key.len() as u64).to_be_bytes());
+        hash.update(key);
+        hash.update((value.len() as u64).to_be_bytes());
+        hash.update(value);
+        Ok::<(), TableError>(())
+    })?;
+    Ok(hash.finalize().into())
+}
