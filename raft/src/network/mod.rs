@@ -1,0 +1,3 @@
+//! How instances reach each other.
+
+pub mod security;
