@@ -1,0 +1,655 @@
+//! An HTTP client that says what an answer means for the write: done, certainly not done, or unknown.
+//!
+//! The gateway's promise (design: "503 means certainly not applied; 504 or a lost connection means unknown") is read
+//! here once; workloads never look at a status. A retry carries the same idempotency key, to whichever instance.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderName};
+use http::{Method, Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper_util::client::legacy::Client as Pool;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use openclaw_proto::http::{
+    self as api, AppendRequest, AppendResponse, ChatRequest, ChatResponse, Cluster, Entry, EntryList, ErrorBody,
+    ErrorCode, Role, StreamEvent, Usage,
+};
+use openclaw_proto::ids::{IdempotencyKey, SessionKey, StreamPosition, TurnId};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::sse::{Event, Parser};
+
+/// The event id of a reconnecting stream.
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+/// Entries asked for at once when a whole transcript is read.
+const PAGE: usize = 500;
+/// Pause between attempts: a refused connection answers at once, and a client that spins takes the servers' processor.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// What an answer means.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Reply<T> {
+    Ok(T),
+    /// Certainly not applied.
+    Failed(Failure),
+    /// It may have been applied, or may still be.
+    Unknown(String),
+}
+
+/// Why a request certainly had no effect.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Failure {
+    /// Absent: no connection could be made.
+    pub status: Option<u16>,
+    pub code: Option<ErrorCode>,
+    pub message: String,
+}
+
+impl<T> Reply<T> {
+    /// The value, where nothing else will do.
+    ///
+    /// # Errors
+    /// When the reply is not [`Reply::Ok`].
+    pub fn ok(self) -> Result<T> {
+        match self {
+            Self::Ok(value) => Ok(value),
+            Self::Failed(failure) => bail!("failed: {failure:?}"),
+            Self::Unknown(message) => bail!("unknown: {message}"),
+        }
+    }
+}
+
+/// How requests travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Protocol {
+    /// HTTP/1.1 with kept-alive connections.
+    Http1,
+    /// HTTP/2 without TLS, by prior knowledge.
+    H2c,
+}
+
+/// One instance, or the balancer, as a client sees it.
+#[derive(Debug, Clone)]
+pub struct Client {
+    pool: Pool<HttpConnector, Full<Bytes>>,
+    address: SocketAddr,
+    timeout: Duration,
+}
+
+impl Client {
+    /// A client of the server at `address` that waits at most `timeout` for each answer.
+    pub fn new(address: SocketAddr, protocol: Protocol, timeout: Duration) -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        let pool = Pool::builder(TokioExecutor::new())
+            .http2_only(protocol == Protocol::H2c)
+            .build::<_, Full<Bytes>>(connector);
+        Self { pool, address, timeout }
+    }
+
+    /// The same server and connections with another time limit.
+    pub fn with_timeout(&self, timeout: Duration) -> Self {
+        Self { timeout, ..self.clone() }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Appends one user entry.
+    pub async fn append(&self, session: &SessionKey, text: &str, key: &IdempotencyKey) -> Reply<AppendResponse> {
+        let path = format!("/api/v1/sessions/{session}/entries");
+        self.post(&path, &AppendRequest { role: Role::User, text: text.to_owned() }, key).await
+    }
+
+    /// One page of a transcript.
+    pub async fn entries(&self, session: &SessionKey, after: u64, limit: usize) -> Reply<EntryList> {
+        self.get(&format!("/api/v1/sessions/{session}/entries?after={after}&limit={limit}")).await
+    }
+
+    /// A whole transcript, page by page; an unknown session is an empty one.
+    ///
+    /// # Errors
+    /// When a page cannot be read, or pages do not get anywhere.
+    pub async fn transcript(&self, session: &SessionKey) -> Result<Vec<Entry>> {
+        let mut all: Vec<Entry> = Vec::new();
+        loop {
+            let after = all.last().map_or(0, |entry| entry.seq);
+            let page = match self.entries(session, after, PAGE).await {
+                Reply::Ok(page) => page,
+                Reply::Failed(Failure { code: Some(ErrorCode::NotFound), .. }) => return Ok(all),
+                other @ (Reply::Failed(_) | Reply::Unknown(_)) => {
+                    other.ok().with_context(|| format!("read {session} after {after} from {}", self.address))?
+                }
+            };
+            let advanced = page.entries.last().is_some_and(|entry| entry.seq > after);
+            all.extend(page.entries);
+            if all.last().map_or(0, |entry| entry.seq) >= page.head_seq {
+                return Ok(all);
+            }
+            ensure!(advanced, "{session}: no entries after {after} although the head is {}", page.head_seq);
+        }
+    }
+
+    /// A message and its whole reply.
+    pub async fn chat(&self, request: &ChatRequest, key: &IdempotencyKey) -> Reply<ChatResponse> {
+        self.post("/api/v1/chat", request, key).await
+    }
+
+    /// A message whose reply is streamed.
+    pub async fn stream(&self, request: &ChatRequest, key: &IdempotencyKey) -> Reply<Stream> {
+        let body = match serde_json::to_vec(request) {
+            Ok(body) => body,
+            Err(error) => return Reply::Failed(not_sent(format!("encode the request: {error}"))),
+        };
+        let request = self
+            .request(Method::POST, "/api/v1/chat/stream")
+            .header(CONTENT_TYPE, "application/json")
+            .header(api::IDEMPOTENCY_KEY, key.as_str())
+            .body(Full::from(body));
+        self.open(request).await
+    }
+
+    /// The stream of a turn from where a client stands; from its start without `last`.
+    pub async fn resume(&self, turn: &TurnId, last: Option<&str>) -> Reply<Stream> {
+        let mut request = self.request(Method::GET, &format!("/api/v1/chat/stream?turnId={turn}"));
+        if let Some(last) = last {
+            request = request.header(LAST_EVENT_ID, last);
+        }
+        self.open(request.body(Full::default())).await
+    }
+
+    pub async fn turn(&self, turn: &TurnId) -> Reply<api::Turn> {
+        self.get(&format!("/api/v1/turns/{turn}")).await
+    }
+
+    pub async fn cluster(&self) -> Reply<Cluster> {
+        self.get("/api/v1/cluster").await
+    }
+
+    /// Whether `health/ready` answers 200.
+    pub async fn is_ready(&self) -> bool {
+        matches!(self.get::<api::Health>("/api/v1/health/ready").await, Reply::Ok(_))
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Reply<T> {
+        self.answer(self.request(Method::GET, path).body(Full::default())).await
+    }
+
+    async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize, key: &IdempotencyKey) -> Reply<T> {
+        let body = match serde_json::to_vec(body) {
+            Ok(body) => body,
+            Err(error) => return Reply::Failed(not_sent(format!("encode the request: {error}"))),
+        };
+        let request = self
+            .request(Method::POST, path)
+            .header(CONTENT_TYPE, "application/json")
+            .header(api::IDEMPOTENCY_KEY, key.as_str())
+            .body(Full::from(body));
+        self.answer(request).await
+    }
+
+    fn request(&self, method: Method, path: &str) -> http::request::Builder {
+        Request::builder().method(method).uri(format!("http://{}{path}", self.address))
+    }
+
+    async fn answer<T: DeserializeOwned>(&self, request: http::Result<Request<Full<Bytes>>>) -> Reply<T> {
+        let whole = async {
+            match self.send(request).await {
+                Reply::Ok(response) => match response.into_body().collect().await {
+                    Ok(body) => match serde_json::from_slice(&body.to_bytes()) {
+                        Ok(value) => Reply::Ok(value),
+                        Err(error) => Reply::Unknown(format!("the answer does not parse: {error}")),
+                    },
+                    Err(error) => Reply::Unknown(format!("the answer broke off: {error}")),
+                },
+                Reply::Failed(failure) => Reply::Failed(failure),
+                Reply::Unknown(message) => Reply::Unknown(message),
+            }
+        };
+        self.limited(whole).await
+    }
+
+    async fn open(&self, request: http::Result<Request<Full<Bytes>>>) -> Reply<Stream> {
+        let head = async {
+            match self.send(request).await {
+                Reply::Ok(response) => Reply::Ok(Stream::new(response.into_body())),
+                Reply::Failed(failure) => Reply::Failed(failure),
+                Reply::Unknown(message) => Reply::Unknown(message),
+            }
+        };
+        self.limited(head).await
+    }
+
+    async fn limited<T>(&self, reply: impl Future<Output = Reply<T>>) -> Reply<T> {
+        match tokio::time::timeout(self.timeout, reply).await {
+            Ok(reply) => reply,
+            Err(_) => Reply::Unknown(format!("no answer within {:?}", self.timeout)),
+        }
+    }
+
+    async fn send(&self, request: http::Result<Request<Full<Bytes>>>) -> Reply<Response<Incoming>> {
+        let request = match request {
+            Ok(request) => request,
+            Err(error) => return Reply::Failed(not_sent(format!("not a request: {error}"))),
+        };
+        let response = match self.pool.request(request).await {
+            Ok(response) => response,
+            Err(error) if error.is_connect() => return Reply::Failed(not_sent(format!("no connection: {error:?}"))),
+            Err(error) => return Reply::Unknown(format!("the connection broke: {error:?}")),
+        };
+        let status = response.status().as_u16();
+        if response.status().is_success() {
+            return Reply::Ok(response);
+        }
+        let body = match response.into_body().collect().await {
+            Ok(body) => body.to_bytes(),
+            Err(_) => Bytes::new(),
+        };
+        meaning(status, &body)
+    }
+}
+
+/// What an answer other than 2xx means for the write.
+fn meaning<T>(status: u16, body: &[u8]) -> Reply<T> {
+    let error = serde_json::from_slice::<ErrorBody>(body).ok().map(|body| body.error);
+    let message = match &error {
+        Some(error) => error.message.clone(),
+        None => String::from_utf8_lossy(body).chars().take(200).collect(),
+    };
+    let code = error.map(|error| error.code);
+    // A 500 is a bug whose effect nobody promises anything about, and so is a status that is not documented.
+    if matches!(status, 400..=499 | 503) && !code.is_some_and(ErrorCode::effect_unknown) {
+        Reply::Failed(Failure { status: Some(status), code, message })
+    } else {
+        Reply::Unknown(format!("{status} {}: {message}", code.map_or("without a code", ErrorCode::as_str)))
+    }
+}
+
+fn not_sent(message: String) -> Failure {
+    Failure { status: None, code: None, message }
+}
+
+/// A write that was acknowledged, after however many attempts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Acknowledged<T> {
+    pub value: T,
+    pub attempts: u32,
+    /// Index of the client that was answered.
+    pub by: usize,
+    /// When the attempt that succeeded was sent.
+    pub sent: Instant,
+}
+
+/// A write that was not acknowledged before its deadline.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GivenUp {
+    pub attempts: u32,
+    /// No attempt can have had an effect.
+    pub certainly_not_applied: bool,
+    pub last: String,
+}
+
+/// Repeats an append with one key, over `clients` in turn beginning with `first`, until it is acknowledged.
+///
+/// # Errors
+/// [`GivenUp`] at the deadline, or when an instance says that repeating will not help.
+pub async fn append_until(
+    clients: &[Client],
+    first: usize,
+    session: &SessionKey,
+    text: &str,
+    key: &IdempotencyKey,
+    deadline: Instant,
+) -> Result<Acknowledged<AppendResponse>, GivenUp> {
+    let mut certainly_not_applied = true;
+    let mut attempts = 0;
+    loop {
+        let by = (first + attempts as usize) % clients.len();
+        let sent = Instant::now();
+        attempts += 1;
+        let (last, hopeless) = match clients[by].append(session, text, key).await {
+            Reply::Ok(value) => return Ok(Acknowledged { value, attempts, by, sent }),
+            Reply::Failed(failure) => {
+                let hopeless = failure.code.is_some_and(|code| !code.retryable());
+                (format!("{failure:?}"), hopeless)
+            }
+            Reply::Unknown(message) => {
+                certainly_not_applied = false;
+                (message, false)
+            }
+        };
+        if hopeless || Instant::now() >= deadline {
+            return Err(GivenUp { attempts, certainly_not_applied, last });
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// The events of one connection.
+#[derive(Debug)]
+pub struct Stream {
+    body: Incoming,
+    parser: Parser,
+    ready: std::collections::VecDeque<Event>,
+}
+
+impl Stream {
+    fn new(body: Incoming) -> Self {
+        Self { body, parser: Parser::default(), ready: std::collections::VecDeque::new() }
+    }
+
+    /// The next event; `None` when the connection ended, however it did.
+    ///
+    /// # Errors
+    /// When the server sends what the interface does not document.
+    pub async fn next(&mut self) -> Result<Option<Event>> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Ok(Some(event));
+            }
+            match self.body.frame().await {
+                Some(Ok(frame)) => {
+                    if let Some(bytes) = frame.data_ref() {
+                        self.ready.extend(self.parser.push(bytes)?);
+                    }
+                }
+                Some(Err(_)) | None => return Ok(None),
+            }
+        }
+    }
+}
+
+/// A committed answer, as a reader put it together over any number of connections.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answer {
+    pub turn: TurnId,
+    /// The deltas of the last attempt.
+    pub streamed: String,
+    pub entry_id: String,
+    /// What `done` names as committed.
+    pub text: String,
+    pub usage: Usage,
+    pub deltas: u64,
+    pub restarts: u32,
+    pub reconnects: u32,
+    /// The longest time between two events.
+    pub longest_gap: Duration,
+}
+
+/// Reads one streamed answer to its end, going on at another instance when a connection breaks.
+///
+/// It fails on what a reader must never see: a position that does not grow (a repeat), a text that does not match what
+/// was committed (a gap), an `error` event.
+#[derive(Debug)]
+pub struct Reader {
+    clients: Vec<Client>,
+    at: usize,
+    stream: Option<Stream>,
+    turn: TurnId,
+    position: Option<StreamPosition>,
+    streamed: String,
+    deltas: u64,
+    restarts: u32,
+    reconnects: u32,
+    last_event: Instant,
+    longest_gap: Duration,
+}
+
+impl Reader {
+    /// Sends a message to `clients[first]` and waits for its `start`.
+    ///
+    /// # Errors
+    /// When it is not accepted, or the first event is not `start`.
+    pub async fn start(clients: &[Client], first: usize, request: &ChatRequest, key: &IdempotencyKey) -> Result<Self> {
+        let client = clients.get(first).context("no such client")?;
+        let mut stream = client.stream(request, key).await.ok().context("open the stream")?;
+        let event = stream.next().await?.context("the stream ended before its start")?;
+        let StreamEvent::Start { turn_id, .. } = &event.event else { bail!("the first event is {event:?}") };
+        let turn = TurnId::parse(turn_id.clone()).context("turn id of start")?;
+        let position = event.id.as_deref().map(str::parse).transpose().context("event id of start")?;
+        Ok(Self {
+            clients: clients.to_vec(),
+            at: first,
+            stream: Some(stream),
+            turn,
+            position,
+            streamed: String::new(),
+            deltas: 0,
+            restarts: 0,
+            reconnects: 0,
+            last_event: Instant::now(),
+            longest_gap: Duration::ZERO,
+        })
+    }
+
+    pub fn turn(&self) -> &TurnId {
+        &self.turn
+    }
+
+    /// Reads until `deltas` deltas have arrived in all.
+    ///
+    /// # Errors
+    /// When the answer ends before, or at the deadline.
+    pub async fn read_deltas(&mut self, deltas: u64, deadline: Instant) -> Result<()> {
+        while self.deltas < deltas {
+            if let Some(answer) = self.step(deadline).await? {
+                bail!("the answer ended after {} deltas", answer.deltas);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads to the committed end.
+    ///
+    /// # Errors
+    /// When the stream shows what a reader must never see, or at the deadline.
+    pub async fn finish(mut self, deadline: Instant) -> Result<Answer> {
+        loop {
+            if let Some(answer) = self.step(deadline).await? {
+                return Ok(answer);
+            }
+        }
+    }
+
+    async fn step(&mut self, deadline: Instant) -> Result<Option<Answer>> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let step = async {
+            let Some(stream) = &mut self.stream else { return self.reconnect().await.map(|()| None) };
+            match stream.next().await? {
+                Some(event) => self.take(event),
+                None => {
+                    self.stream = None;
+                    Ok(None)
+                }
+            }
+        };
+        match tokio::time::timeout(left, step).await {
+            Ok(result) => result,
+            Err(_) => bail!("turn {} did not end in time; {} deltas arrived", self.turn, self.deltas),
+        }
+    }
+
+    async fn reconnect(&mut self) -> Result<()> {
+        self.at = (self.at + 1) % self.clients.len();
+        let last = self.position.as_ref().map(ToString::to_string);
+        match self.clients[self.at].resume(&self.turn, last.as_deref()).await {
+            Reply::Ok(stream) => {
+                self.stream = Some(stream);
+                self.reconnects += 1;
+            }
+            Reply::Failed(Failure { code: Some(code), message, .. }) if !code.retryable() => {
+                bail!("resume of {} refused: {} {message}", self.turn, code.as_str())
+            }
+            Reply::Failed(_) | Reply::Unknown(_) => tokio::time::sleep(PAUSE).await,
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, event: Event) -> Result<Option<Answer>> {
+        let now = Instant::now();
+        self.longest_gap = self.longest_gap.max(now - self.last_event);
+        self.last_event = now;
+        if let Some(id) = &event.id {
+            let next: StreamPosition = id.parse()?;
+            ensure!(next.turn == self.turn, "event {id} is of another turn than {}", self.turn);
+            if let Some(last) = &self.position {
+                ensure!(
+                    (next.attempt, next.n) > (last.attempt, last.n),
+                    "event {id} came after {last}: a repeat or a step back"
+                );
+            }
+            self.position = Some(next);
+        }
+        match event.event {
+            // A reader that reconnects without a position is told the start again.
+            StreamEvent::Start { turn_id, .. } => ensure!(turn_id == self.turn.as_str(), "start of another turn"),
+            StreamEvent::Delta { text } => {
+                self.deltas += 1;
+                self.streamed.push_str(&text);
+            }
+            StreamEvent::Tool { .. } => {}
+            StreamEvent::Restart { .. } => {
+                self.restarts += 1;
+                self.streamed.clear();
+            }
+            StreamEvent::Done { entry_id, text, usage, .. } => {
+                ensure!(
+                    self.streamed == text,
+                    "the deltas do not add up to the committed text:\nstreamed  {:?}\ncommitted {text:?}",
+                    self.streamed
+                );
+                return Ok(Some(Answer {
+                    turn: self.turn.clone(),
+                    streamed: std::mem::take(&mut self.streamed),
+                    entry_id,
+                    text,
+                    usage,
+                    deltas: self.deltas,
+                    restarts: self.restarts,
+                    reconnects: self.reconnects,
+                    longest_gap: self.longest_gap,
+                }));
+            }
+            StreamEvent::Error { code, message } => bail!("turn {} failed: {} {message}", self.turn, code.as_str()),
+        }
+        Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::{Fake, Mischief};
+
+    fn key(text: &str) -> IdempotencyKey {
+        IdempotencyKey::parse(text).unwrap()
+    }
+
+    fn session() -> SessionKey {
+        SessionKey::parse("test").unwrap()
+    }
+
+    fn client(address: SocketAddr) -> Client {
+        Client::new(address, Protocol::Http1, Duration::from_secs(5))
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(10)
+    }
+
+    #[test]
+    fn statuses_say_what_became_of_the_write() {
+        for status in [400, 401, 404, 409, 412, 413, 429, 503] {
+            assert!(matches!(meaning::<()>(status, b""), Reply::Failed(_)), "{status}");
+        }
+        for status in [500, 502, 504, 302, 599] {
+            assert!(matches!(meaning::<()>(status, b""), Reply::Unknown(_)), "{status}");
+        }
+    }
+
+    #[tokio::test]
+    async fn both_protocols_append_and_read_back() {
+        let fake = Fake::start(Mischief::None).await;
+        for protocol in [Protocol::Http1, Protocol::H2c] {
+            let client = Client::new(fake.address(), protocol, Duration::from_secs(5));
+            let text = format!("{protocol:?}");
+            let first = client.append(&session(), &text, &key(&text)).await.ok().unwrap();
+            let again = client.append(&session(), &text, &key(&text)).await.ok().unwrap();
+            assert_eq!(first, again, "a repeated key gives the first answer");
+            let transcript = client.transcript(&session()).await.unwrap();
+            assert_eq!(transcript.last().unwrap().text, text);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_long_transcript_is_read_page_by_page() {
+        let fake = Fake::start(Mischief::None).await;
+        let client = client(fake.address());
+        assert_eq!(client.transcript(&session()).await.unwrap(), []);
+        for n in 0..PAGE + 3 {
+            client.append(&session(), &n.to_string(), &key(&n.to_string())).await.ok().unwrap();
+        }
+        let transcript = client.transcript(&session()).await.unwrap();
+        assert_eq!(transcript.len(), PAGE + 3);
+        assert!(transcript.iter().zip(1..).all(|(entry, seq)| entry.seq == seq));
+    }
+
+    #[tokio::test]
+    async fn a_refused_connection_had_no_effect_and_a_slow_answer_is_unknown() {
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let reply = client(closed).append(&session(), "x", &key("x")).await;
+        assert!(matches!(reply, Reply::Failed(Failure { status: None, .. })), "{reply:?}");
+
+        let fake = Fake::start(Mischief::NeverAnswer).await;
+        let impatient = client(fake.address()).with_timeout(Duration::from_millis(50));
+        let reply = impatient.append(&session(), "x", &key("x")).await;
+        assert!(matches!(reply, Reply::Unknown(_)), "{reply:?}");
+    }
+
+    #[tokio::test]
+    async fn a_write_is_repeated_elsewhere_with_its_key() {
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let fake = Fake::start(Mischief::None).await;
+        let clients = [client(closed), client(fake.address())];
+        let done = append_until(&clients, 0, &session(), "x", &key("x"), soon()).await.unwrap();
+        assert_eq!((done.attempts, done.by, done.value.seq), (2, 1, 1));
+
+        let given_up = append_until(&clients[..1], 0, &session(), "y", &key("y"), Instant::now()).await.unwrap_err();
+        assert!(given_up.certainly_not_applied, "{given_up:?}");
+        // The same key with another body is refused for good: no attempt follows.
+        let refused = append_until(&clients[1..], 0, &session(), "other", &key("x"), soon()).await.unwrap_err();
+        assert_eq!(refused.attempts, 1, "{refused:?}");
+    }
+
+    #[tokio::test]
+    async fn a_broken_stream_goes_on_where_it_was() {
+        let fake = Fake::start(Mischief::None).await;
+        let clients = [client(fake.address()), client(fake.address())];
+        let request = ChatRequest { message: "one two three".into(), ..ChatRequest::default() };
+        let mut reader = Reader::start(&clients, 0, &request, &key("a")).await.unwrap();
+        reader.read_deltas(1, soon()).await.unwrap();
+        // The fake closes each connection after two events, so the rest takes several.
+        let answer = reader.finish(soon()).await.unwrap();
+        assert_eq!(answer.text, "one two three");
+        assert!(answer.reconnects >= 1, "{answer:?}");
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_repeats_or_skips_is_caught() {
+        for (mischief, complaint) in [(Mischief::RepeatDelta, "repeat"), (Mischief::SkipDelta, "do not add up")] {
+            let fake = Fake::start(mischief).await;
+            let clients = [client(fake.address())];
+            let request = ChatRequest { message: "one two three".into(), ..ChatRequest::default() };
+            let reader = Reader::start(&clients, 0, &request, &key("a")).await.unwrap();
+            let error = reader.finish(soon()).await.unwrap_err().to_string();
+            assert!(error.contains(complaint), "{error}");
+        }
+    }
+}
