@@ -5,6 +5,9 @@
 //! started are ever signalled.
 
 pub mod client;
+pub mod cluster;
+pub mod network;
+pub mod process;
 pub mod sse;
 
 #[cfg(test)]

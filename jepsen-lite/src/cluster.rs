@@ -1,0 +1,511 @@
+//! Instances of the built binary on free loopback ports, each with its own directory and log.
+//!
+//! What an operator does is done here: write configuration files, start, stop, wait until ready, look at logs. All
+//! instances are dead when the cluster is dropped, also by a panic; their directories stay when something went wrong.
+
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use openclaw_proto::http;
+use openclaw_proto::ids::InstanceId;
+use rand::Rng;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::client::{Client, Protocol, Reply};
+use crate::network::Network;
+use crate::process::{Process, Program};
+
+/// Ports to choose from: below the range from which the kernel takes ports for outgoing connections, so that nobody
+/// gets an instance's port while it is down.
+const PORTS: std::ops::Range<u16> = 12_000..32_000;
+const POLL: Duration = Duration::from_millis(10);
+/// Time limit of the harness's own questions.
+const ASK: Duration = Duration::from_secs(2);
+/// Words in a log line that no run may show.
+const ALARMS: [&str; 3] = ["panic", "fatal", "assertion"];
+/// How many such lines are reported.
+const MAX_FINDINGS: usize = 20;
+
+/// What to start.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The built binary.
+    pub openclaw: PathBuf,
+    pub instances: usize,
+    /// Merged into every instance's configuration file.
+    pub settings: Value,
+    /// Puts a [`Network`] between the instances.
+    pub proxied: bool,
+    /// Where directories and logs go; absent: a temporary directory, which is removed when all went well.
+    pub directory: Option<PathBuf>,
+}
+
+impl Options {
+    /// `instances` instances of a binary with default settings.
+    pub fn new(openclaw: impl Into<PathBuf>, instances: usize) -> Self {
+        Self { openclaw: openclaw.into(), instances, settings: json!({}), proxied: false, directory: None }
+    }
+
+    pub fn settings(mut self, settings: Value) -> Self {
+        self.settings = settings;
+        self
+    }
+
+    pub fn proxied(mut self) -> Self {
+        self.proxied = true;
+        self
+    }
+
+    pub fn directory(mut self, directory: Option<PathBuf>) -> Self {
+        self.directory = directory;
+        self
+    }
+}
+
+/// One gateway process with what belongs to it.
+#[derive(Debug)]
+pub struct Instance {
+    pub id: InstanceId,
+    pub http: SocketAddr,
+    /// Where it really listens for peers; they may know it under a proxy's address.
+    pub peer: SocketAddr,
+    pub data: PathBuf,
+    pub process: Process,
+    client: Client,
+}
+
+impl Instance {
+    /// A client for the harness's own questions.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Waits until `health/ready` answers 200.
+    ///
+    /// # Errors
+    /// When the process ends, or is not ready in time; with the end of its log.
+    pub async fn wait_ready(&mut self, within: Duration) -> Result<Duration> {
+        let begin = Instant::now();
+        while !self.client.is_ready().await {
+            self.process.ensure_running()?;
+            if begin.elapsed() > within {
+                bail!("{} is not ready after {within:?}; its log ends:\n{}", self.id, self.process.log_tail());
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(begin.elapsed())
+    }
+}
+
+/// Where everything is, and whether it stays.
+#[derive(Debug)]
+enum Directory {
+    Temporary(Option<TempDir>),
+    Given(PathBuf),
+}
+
+/// A group of instances.
+#[derive(Debug)]
+pub struct Cluster {
+    // Dropped first, so that no process writes to a directory that is being removed.
+    instances: Vec<Instance>,
+    network: Option<Network>,
+    directory: Directory,
+    keep: bool,
+}
+
+impl Cluster {
+    /// Starts all instances and waits until all are ready.
+    ///
+    /// # Errors
+    /// When one cannot be started or is not ready within `within`.
+    pub async fn start(options: Options, within: Duration) -> Result<Self> {
+        let mut cluster = Self::prepare(options).await?;
+        cluster.start_all()?;
+        if let Err(error) = cluster.wait_all_ready(within).await {
+            cluster.keep = true;
+            return Err(error);
+        }
+        Ok(cluster)
+    }
+
+    /// Chooses ports and writes configuration files, and starts nothing yet.
+    ///
+    /// # Errors
+    /// When files cannot be written or ports not be had.
+    pub async fn prepare(options: Options) -> Result<Self> {
+        ensure!(options.instances > 0, "a cluster of no instances");
+        let openclaw = std::fs::canonicalize(&options.openclaw)
+            .with_context(|| format!("find the binary {}", options.openclaw.display()))?;
+        let directory = match options.directory {
+            Some(path) => Directory::Given(path),
+            None => Directory::Temporary(Some(
+                tempfile::Builder::new().prefix("openclaw-cluster-").tempdir().context("make a directory")?,
+            )),
+        };
+        let root = path_of(&directory).context("no directory")?.to_owned();
+        let ports = free_ports(options.instances * 2)?;
+        let peers: Vec<SocketAddr> = ports[options.instances..].iter().map(|&port| local(port)).collect();
+        let network = if options.proxied { Some(Network::start(&peers).await?) } else { None };
+        let ids: Vec<InstanceId> = (1..=options.instances)
+            .map(|n| InstanceId::parse(format!("node-{n}")).context("instance id"))
+            .collect::<Result<_>>()?;
+        let bootstrap: Vec<String> = ids
+            .iter()
+            .enumerate()
+            .map(|(index, id)| {
+                format!("{id}={}", network.as_ref().map_or(peers[index], |network| network.address(index)))
+            })
+            .collect();
+        let mut instances = Vec::new();
+        for (index, id) in ids.into_iter().enumerate() {
+            let (http, peer) = (local(ports[index]), peers[index]);
+            let home = root.join(id.as_str());
+            let data = home.join("data");
+            std::fs::create_dir_all(&data).with_context(|| format!("make {}", data.display()))?;
+            let config = home.join("openclaw.json");
+            std::fs::write(&config, serde_json::to_vec_pretty(&options.settings).context("encode the settings")?)
+                .with_context(|| format!("write {}", config.display()))?;
+            let mut arguments: Vec<OsString> = ["gateway", "--config"].map(Into::into).into();
+            arguments.push(config.into());
+            arguments.extend(["--instance-id", id.as_str(), "--data-dir"].map(Into::into));
+            arguments.push(data.clone().into());
+            arguments.extend(["--port", &http.port().to_string(), "--peer-listen", &peer.to_string()].map(Into::into));
+            if options.instances > 1 {
+                arguments.extend(["--bootstrap", &bootstrap.join(",")].map(Into::into));
+            }
+            let process = Process::new(Program {
+                executable: openclaw.clone(),
+                arguments,
+                environment: vec![("HOME".into(), home.clone().into()), ("RUST_BACKTRACE".into(), "1".into())],
+                log: home.join("log"),
+            });
+            instances.push(Instance { id, http, peer, data, process, client: Client::new(http, Protocol::Http1, ASK) });
+        }
+        Ok(Self { instances, network, directory, keep: false })
+    }
+
+    pub fn len(&self) -> usize {
+        self.instances.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.instances.is_empty()
+    }
+
+    pub fn instance(&mut self, index: usize) -> &mut Instance {
+        &mut self.instances[index]
+    }
+
+    pub fn instances(&self) -> &[Instance] {
+        &self.instances
+    }
+
+    /// The proxies between the instances.
+    ///
+    /// # Errors
+    /// When the cluster was started without them.
+    pub fn network(&self) -> Result<&Network> {
+        self.network.as_ref().context("the cluster was started without proxies")
+    }
+
+    /// A client for each instance.
+    pub fn clients(&self, protocol: Protocol, timeout: Duration) -> Vec<Client> {
+        self.instances.iter().map(|instance| Client::new(instance.http, protocol, timeout)).collect()
+    }
+
+    /// Starts one instance, or starts it again.
+    ///
+    /// # Errors
+    /// When it runs, or cannot be started.
+    pub fn start_one(&mut self, index: usize) -> Result<()> {
+        let instance = &mut self.instances[index];
+        instance.process.start()?;
+        if let (Some(network), Some(pid)) = (&self.network, instance.process.pid()) {
+            network.set_owner(pid, index);
+        }
+        Ok(())
+    }
+
+    /// Starts every instance that is not running.
+    ///
+    /// # Errors
+    /// When one cannot be started.
+    pub fn start_all(&mut self) -> Result<()> {
+        for index in 0..self.instances.len() {
+            if !self.instances[index].process.is_running()? {
+                self.start_one(index)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// SIGKILL to all of them before any is waited for: the nearest thing to a power cut that a process can be given.
+    ///
+    /// # Errors
+    /// When one of them was not running.
+    pub fn kill_all(&mut self) -> Result<()> {
+        let sent: Vec<Result<()>> = self.instances.iter_mut().map(|instance| instance.process.send_kill()).collect();
+        for instance in &mut self.instances {
+            instance.process.reap()?;
+        }
+        sent.into_iter().collect()
+    }
+
+    /// Removes all that a stopped instance has stored.
+    ///
+    /// # Errors
+    /// When it runs, or its files cannot be removed.
+    pub fn wipe(&mut self, index: usize) -> Result<()> {
+        let instance = &mut self.instances[index];
+        ensure!(!instance.process.is_running()?, "{} still runs", instance.id);
+        std::fs::remove_dir_all(&instance.data).with_context(|| format!("remove {}", instance.data.display()))?;
+        std::fs::create_dir_all(&instance.data).with_context(|| format!("make {}", instance.data.display()))
+    }
+
+    /// Waits until every instance is ready.
+    ///
+    /// # Errors
+    /// When one ends, or is not ready in time.
+    pub async fn wait_all_ready(&mut self, within: Duration) -> Result<()> {
+        let deadline = Instant::now() + within;
+        for instance in &mut self.instances {
+            instance.wait_ready(deadline.saturating_duration_since(Instant::now())).await?;
+        }
+        Ok(())
+    }
+
+    /// The instance that leads: it says so itself, and no running instance names another of a later term.
+    ///
+    /// # Errors
+    /// When there is none in time.
+    pub async fn leader(&mut self, within: Duration) -> Result<usize> {
+        let deadline = Instant::now() + within;
+        loop {
+            let mut newest: Option<(u64, String, usize)> = None;
+            for index in 0..self.instances.len() {
+                let instance = &mut self.instances[index];
+                if instance.process.is_paused() || !instance.process.is_running()? {
+                    continue;
+                }
+                if let Reply::Ok(http::Cluster { leader: Some(leader), term, .. }) = instance.client.cluster().await
+                    && newest.as_ref().is_none_or(|(newest, ..)| term > *newest || leader == instance.id.as_str())
+                {
+                    newest = Some((term, leader, index));
+                }
+            }
+            if let Some((_, leader, by)) = newest
+                && self.instances[by].id.as_str() == leader
+            {
+                return Ok(by);
+            }
+            ensure!(Instant::now() < deadline, "no leader within {within:?}");
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Waits until every instance has applied the same log index, and so holds the same state; no writes may be running.
+    ///
+    /// # Errors
+    /// When they differ at the deadline.
+    pub async fn wait_converged(&mut self, within: Duration) -> Result<u64> {
+        let deadline = Instant::now() + within;
+        loop {
+            let mut applied = Vec::new();
+            for instance in &self.instances {
+                if let Reply::Ok(cluster) = instance.client.cluster().await {
+                    let own = cluster.members.iter().find(|member| member.instance_id == instance.id.as_str());
+                    applied.extend(own.and_then(|member| member.applied_index));
+                }
+            }
+            // Renewals of instance sessions keep the index moving, so "the same" allows what one round of questions sees.
+            if applied.len() == self.instances.len()
+                && let (Some(low), Some(high)) = (applied.iter().min(), applied.iter().max())
+                && high - low <= 2 * self.instances.len() as u64
+            {
+                return Ok(*low);
+            }
+            ensure!(Instant::now() < deadline, "applied indexes differ after {within:?}: {applied:?}");
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Lines of any log that tell of a panic or a fatal error.
+    ///
+    /// # Errors
+    /// When a log cannot be read.
+    pub fn alarms(&self) -> Result<Vec<String>> {
+        let mut found = Vec::new();
+        for instance in &self.instances {
+            let log = &instance.process.program().log;
+            if log.exists() {
+                alarms_in(log, &mut found)?;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Leaves directories and logs where they are when the cluster is dropped.
+    pub fn keep(&mut self) {
+        self.keep = true;
+    }
+
+    pub fn directory(&self) -> Option<&Path> {
+        path_of(&self.directory)
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.instances.clear();
+        if let Directory::Temporary(directory) = &mut self.directory
+            && (self.keep || std::thread::panicking())
+            && let Some(directory) = directory.take()
+        {
+            eprintln!("logs and data of every instance are kept in {}", directory.keep().display());
+        }
+    }
+}
+
+fn path_of(directory: &Directory) -> Option<&Path> {
+    match directory {
+        Directory::Temporary(directory) => directory.as_ref().map(TempDir::path),
+        Directory::Given(path) => Some(path),
+    }
+}
+
+fn alarms_in(log: &Path, found: &mut Vec<String>) -> Result<()> {
+    let file = std::fs::File::open(log).with_context(|| format!("open {}", log.display()))?;
+    for line in BufReader::new(file).split(b'\n') {
+        let line = line.with_context(|| format!("read {}", log.display()))?;
+        let text = String::from_utf8_lossy(&line);
+        let lower = text.to_lowercase();
+        if ALARMS.iter().any(|alarm| lower.contains(alarm)) && found.len() < MAX_FINDINGS {
+            found.push(format!("{}: {}", log.display(), text.chars().take(500).collect::<String>()));
+        }
+    }
+    Ok(())
+}
+
+fn local(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+}
+
+/// Ports that nobody listens on just now, all different.
+///
+/// # Errors
+/// When none are found after many tries.
+pub fn free_ports(count: usize) -> Result<Vec<u16>> {
+    let mut rng = rand::rng();
+    // All are held until all are found, so that none comes twice.
+    let mut held = Vec::new();
+    for _ in 0..count * 100 {
+        if held.len() == count {
+            break;
+        }
+        if let Ok(listener) = TcpListener::bind(local(rng.random_range(PORTS))) {
+            held.push(listener);
+        }
+    }
+    ensure!(held.len() == count, "only {} of {count} free ports were found", held.len());
+    held.iter().map(|listener| Ok(listener.local_addr().context("address of a port")?.port())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A program that stands in for the gateway: it runs until it is killed.
+    fn stand_in(directory: &Path, script: &str) -> PathBuf {
+        use std::os::unix::fs::PermissionsExt;
+        let path = directory.join("openclaw");
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    fn pids(cluster: &Cluster) -> Vec<u32> {
+        cluster.instances().iter().filter_map(|instance| instance.process.pid()).collect()
+    }
+
+    #[test]
+    fn free_ports_are_different_and_free() {
+        let ports = free_ports(20).unwrap();
+        let mut unique = ports.clone();
+        unique.sort_unstable();
+        unique.dedup();
+        assert_eq!(unique.len(), 20);
+        assert!(ports.iter().all(|port| PORTS.contains(port)));
+    }
+
+    #[tokio::test]
+    async fn every_instance_gets_the_same_bootstrap_list_and_its_own_directory() {
+        let directory = tempfile::tempdir().unwrap();
+        let openclaw = stand_in(directory.path(), "exec sleep 600");
+        let cluster = Cluster::prepare(Options::new(openclaw, 3).proxied()).await.unwrap();
+        let lists: Vec<_> =
+            cluster.instances().iter().map(|instance| instance.process.program().arguments.last().unwrap()).collect();
+        assert!(lists.iter().all(|list| *list == lists[0]));
+        let list = lists[0].to_str().unwrap();
+        for (index, instance) in cluster.instances().iter().enumerate() {
+            let proxy = cluster.network().unwrap().address(index);
+            assert!(list.contains(&format!("{}={proxy}", instance.id)), "{list}");
+            assert_ne!(proxy, instance.peer);
+            assert!(instance.data.is_dir());
+        }
+    }
+
+    #[tokio::test]
+    async fn dropping_a_cluster_ends_it_and_removes_its_files() {
+        let directory = tempfile::tempdir().unwrap();
+        let openclaw = stand_in(directory.path(), "exec sleep 600");
+        let mut cluster = Cluster::prepare(Options::new(openclaw, 3)).await.unwrap();
+        cluster.start_all().unwrap();
+        assert!(cluster.wipe(0).is_err(), "a running instance is not wiped");
+        let (pids, root) = (pids(&cluster), cluster.directory().unwrap().to_owned());
+        assert_eq!(pids.len(), 3);
+        drop(cluster);
+        assert!(pids.iter().all(|pid| !Path::new(&format!("/proc/{pid}")).exists()));
+        assert!(!root.exists());
+    }
+
+    #[tokio::test]
+    async fn a_failed_start_says_why_and_keeps_the_log() {
+        let directory = tempfile::tempdir().unwrap();
+        let openclaw = stand_in(directory.path(), "echo thread main panicked at x.rs; exit 101");
+        let options = Options::new(openclaw, 1).directory(Some(directory.path().join("run")));
+        let error = Cluster::start(options, Duration::from_secs(10)).await.unwrap_err().to_string();
+        assert!(error.contains("panicked at x.rs") && error.contains("101"), "{error}");
+        assert!(directory.path().join("run/node-1/log").exists());
+    }
+
+    #[tokio::test]
+    async fn alarms_are_found_in_logs_over_restarts() {
+        let directory = tempfile::tempdir().unwrap();
+        let openclaw = stand_in(directory.path(), "echo fine; echo FATAL: the disk; exec sleep 600");
+        let mut cluster = Cluster::prepare(Options::new(openclaw, 1)).await.unwrap();
+        assert_eq!(cluster.alarms().unwrap(), Vec::<String>::new());
+        for starts in 1..=2 {
+            cluster.start_all().unwrap();
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while cluster.alarms().unwrap().len() < starts {
+                assert!(Instant::now() < deadline);
+                tokio::time::sleep(POLL).await;
+            }
+            cluster.kill_all().unwrap();
+        }
+        assert!(cluster.alarms().unwrap()[1].contains("FATAL: the disk"));
+        assert!(cluster.kill_all().is_err(), "they are dead already");
+    }
+
+    #[tokio::test]
+    async fn a_missing_binary_is_an_error_that_names_it() {
+        let error = Cluster::prepare(Options::new("/nowhere/openclaw", 1)).await.unwrap_err();
+        assert!(format!("{error:#}").contains("/nowhere/openclaw"));
+    }
+}

@@ -1,0 +1,344 @@
+//! One child process: started with a log file, signalled by its own pid only, dead when dropped.
+//!
+//! It knows nothing of what the program is; `cluster` starts gateways with it and `bench` etcd members.
+
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// How much of a log an error message shows.
+const TAIL_BYTES: u64 = 4096;
+/// How often a wait looks again.
+const POLL: Duration = Duration::from_millis(5);
+/// Kernel ticks per second as user space sees them: `USER_HZ`, 100 on every Linux that Rust's std supports.
+const TICKS_PER_SECOND: u64 = 100;
+
+/// What to run.
+#[derive(Debug, Clone)]
+pub struct Program {
+    pub executable: PathBuf,
+    pub arguments: Vec<OsString>,
+    /// The whole environment apart from `PATH`: nothing of the caller's leaks in.
+    pub environment: Vec<(OsString, OsString)>,
+    /// Standard output and error are appended here, over restarts.
+    pub log: PathBuf,
+}
+
+/// A program that may be running.
+#[derive(Debug)]
+pub struct Process {
+    program: Program,
+    child: Option<Child>,
+    paused: bool,
+}
+
+impl Process {
+    pub fn new(program: Program) -> Self {
+        Self { program, child: None, paused: false }
+    }
+
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+
+    /// Starts it.
+    ///
+    /// # Errors
+    /// When it runs already, the log cannot be opened, or the system refuses to start it.
+    pub fn start(&mut self) -> Result<()> {
+        if self.is_running()? {
+            bail!("{} runs already", self.name());
+        }
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&self.program.log)
+            .with_context(|| format!("open the log {}", self.program.log.display()))?;
+        let child = Command::new(&self.program.executable)
+            .args(&self.program.arguments)
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .envs(self.program.environment.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().context("share the log")?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("start {}", self.name()))?;
+        self.child = Some(child);
+        self.paused = false;
+        Ok(())
+    }
+
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// Reaps it if it has ended, so that a dead process is never taken for a live one.
+    ///
+    /// # Errors
+    /// When the system cannot say.
+    pub fn is_running(&mut self) -> Result<bool> {
+        let Some(child) = &mut self.child else { return Ok(false) };
+        if child.try_wait().context("look at a child process")?.is_some() {
+            self.child = None;
+        }
+        Ok(self.child.is_some())
+    }
+
+    /// An error with the end of the log, if it is not running any more.
+    ///
+    /// # Errors
+    /// When it has ended by itself.
+    pub fn ensure_running(&mut self) -> Result<()> {
+        let status = match &mut self.child {
+            Some(child) => match child.try_wait().context("look at a child process")? {
+                Some(status) => status.to_string(),
+                None => return Ok(()),
+            },
+            None => "not started".to_owned(),
+        };
+        self.child = None;
+        bail!("{} ended ({status}); its log ends:\n{}", self.name(), self.log_tail())
+    }
+
+    /// Sends SIGKILL and does not wait, so that several processes can be killed at one moment; [`Self::reap`] follows.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn send_kill(&mut self) -> Result<()> {
+        self.signal(Signal::SIGKILL)
+    }
+
+    /// Waits for the end of a process that was killed.
+    ///
+    /// # Errors
+    /// When the system cannot say.
+    pub fn reap(&mut self) -> Result<()> {
+        if let Some(mut child) = self.child.take() {
+            child.wait().context("reap a child process")?;
+        }
+        self.paused = false;
+        Ok(())
+    }
+
+    /// SIGKILL, and waits until it is gone.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn kill(&mut self) -> Result<()> {
+        self.send_kill()?;
+        self.reap()
+    }
+
+    /// SIGTERM: asks it to stop in its own order; [`Self::wait_exit`] sees it go.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn terminate(&mut self) -> Result<()> {
+        self.signal(Signal::SIGTERM)
+    }
+
+    /// SIGSTOP: it keeps its sockets and its memory, and does nothing.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn pause(&mut self) -> Result<()> {
+        self.signal(Signal::SIGSTOP)?;
+        self.paused = true;
+        Ok(())
+    }
+
+    /// SIGCONT.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn resume(&mut self) -> Result<()> {
+        self.signal(Signal::SIGCONT)?;
+        self.paused = false;
+        Ok(())
+    }
+
+    pub fn is_paused(&self) -> bool {
+        self.paused
+    }
+
+    /// Waits for it to end by itself.
+    ///
+    /// # Errors
+    /// When it still runs at the deadline.
+    pub async fn wait_exit(&mut self, within: Duration) -> Result<ExitStatus> {
+        let deadline = Instant::now() + within;
+        loop {
+            let child = self.child.as_mut().context("it is not running")?;
+            if let Some(status) = child.try_wait().context("look at a child process")? {
+                self.child = None;
+                return Ok(status);
+            }
+            ensure!(Instant::now() < deadline, "{} still runs after {within:?}", self.name());
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Resident memory, in bytes.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn resident_bytes(&self) -> Result<u64> {
+        let pid = self.pid().context("it is not running")?;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context("read a process status")?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS in the status")?;
+        let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().context("parse VmRSS")?;
+        Ok(kib * 1024)
+    }
+
+    /// Processor time that it has used, user and system.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn cpu_time(&self) -> Result<Duration> {
+        cpu_time(self.pid().context("it is not running")?)
+    }
+
+    /// The end of its log, for an error message.
+    pub fn log_tail(&self) -> String {
+        tail(&self.program.log).unwrap_or_else(|error| format!("(no log: {error:#})"))
+    }
+
+    fn signal(&mut self, signal: Signal) -> Result<()> {
+        // A pid that was reaped may belong to someone else by now, so only a child that still waits for us is signalled.
+        ensure!(self.is_running()?, "{} is not running", self.name());
+        let pid = self.pid().context("it is not running")?;
+        let pid = Pid::from_raw(i32::try_from(pid).context("a pid beyond i32")?);
+        kill(pid, signal).with_context(|| format!("send {signal} to {}", self.name()))
+    }
+
+    fn name(&self) -> String {
+        let executable = self.program.executable.file_name().unwrap_or_default().to_string_lossy();
+        format!("{executable} ({})", self.program.log.display())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // SIGKILL also ends a stopped process. An error here means it is gone already.
+        if let Some(child) = &mut self.child
+            && child.kill().is_ok()
+            && let Err(error) = child.wait()
+        {
+            eprintln!("cannot reap {}: {error}", self.program.log.display());
+        }
+    }
+}
+
+/// Processor time of a process, user and system.
+///
+/// # Errors
+/// When there is no such process.
+pub fn cpu_time(pid: u32) -> Result<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).context("read a process's times")?;
+    // The second field is the program's name in parentheses and may contain anything, so count from its end.
+    let (_, rest) = stat.rsplit_once(')').context("no name in /proc/<pid>/stat")?;
+    let mut fields = rest.split_ascii_whitespace().skip(11);
+    let mut ticks =
+        || fields.next().and_then(|field| field.parse::<u64>().ok()).context("no times in /proc/<pid>/stat");
+    let ticks = ticks()? + ticks()?;
+    Ok(Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND))
+}
+
+fn tail(path: &Path) -> Result<String> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))?;
+    let mut bytes = Vec::new();
+    file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(directory: &Path, script: &str) -> Process {
+        Process::new(Program {
+            executable: "/bin/sh".into(),
+            arguments: vec!["-c".into(), script.into()],
+            environment: Vec::new(),
+            log: directory.join("log"),
+        })
+    }
+
+    fn exists(pid: u32) -> bool {
+        Path::new(&format!("/proc/{pid}")).exists()
+    }
+
+    #[test]
+    fn a_dropped_process_is_gone_even_when_it_was_stopped() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut process = shell(directory.path(), "exec sleep 600");
+        process.start().unwrap();
+        assert!(process.start().is_err(), "a second start would lose the first child");
+        let pid = process.pid().unwrap();
+        process.pause().unwrap();
+        assert!(process.is_paused() && exists(pid));
+        drop(process);
+        assert!(!exists(pid));
+    }
+
+    #[test]
+    fn a_panicking_test_leaves_no_process() {
+        let directory = tempfile::tempdir().unwrap();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let mut process = shell(directory.path(), "exec sleep 600");
+        let outcome = std::thread::spawn(move || {
+            process.start().unwrap();
+            sender.send(process.pid().unwrap()).unwrap();
+            panic!("as a failing test does");
+        })
+        .join();
+        assert!(outcome.is_err());
+        assert!(!exists(receiver.recv().unwrap()));
+    }
+
+    #[tokio::test]
+    async fn an_ended_process_is_noticed_with_its_log() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut process = shell(directory.path(), "echo the port is taken; exit 3");
+        process.start().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let error = loop {
+            assert!(Instant::now() < deadline);
+            match process.ensure_running() {
+                Ok(()) => tokio::time::sleep(POLL).await,
+                Err(error) => break error.to_string(),
+            }
+        };
+        assert!(error.contains("the port is taken") && error.contains("exit status: 3"), "{error}");
+        assert!(process.kill().is_err(), "nobody else's pid is signalled");
+    }
+
+    #[tokio::test]
+    async fn sigterm_is_waited_for_with_a_deadline() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut process = shell(directory.path(), "exec sleep 600");
+        process.start().unwrap();
+        assert!(process.wait_exit(Duration::from_millis(20)).await.is_err());
+        process.terminate().unwrap();
+        assert!(!process.wait_exit(Duration::from_secs(10)).await.unwrap().success());
+    }
+
+    #[test]
+    fn memory_and_processor_time_are_read_from_the_kernel() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut process = shell(directory.path(), "exec sleep 600");
+        process.start().unwrap();
+        assert!(process.resident_bytes().unwrap() > 0);
+        assert!(process.cpu_time().unwrap() < Duration::from_secs(5));
+    }
+}
