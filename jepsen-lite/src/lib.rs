@@ -3,12 +3,21 @@
 //! It knows what a client and an operator know: the HTTP bodies and ids of `openclaw-proto` and the settings of
 //! `openclaw-config`. It never links the server. Everything stays on loopback, and only processes that the harness
 //! started are ever signalled.
+//!
+//! Reading order: [`process`] (one child, dead when dropped), [`cluster`] (instances with their ports, directories and
+//! logs), [`network`] (a proxy per peer listener with a switch per directed link, and a balancer), [`client`] (what an
+//! answer means: done, certainly not done, unknown), [`history`] (what was asked, answered, and when), [`workloads`]
+//! (who asks), [`checkers`] (what must hold), [`figures`] (latencies).
 
+pub mod checkers;
 pub mod client;
 pub mod cluster;
+pub mod figures;
+pub mod history;
 pub mod network;
 pub mod process;
 pub mod sse;
+pub mod workloads;
 
 #[cfg(test)]
 mod fake;

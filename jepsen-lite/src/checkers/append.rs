@@ -1,0 +1,426 @@
+//! Sessions are lists: every acknowledged append is in its session once, where its answer said, and nothing else is.
+//!
+//! Texts are unique in a run, so an entry names the operation that wrote it and one pass over both sides is enough.
+//! What is checked, per session:
+//! - sequence numbers are 1, 2, 3 ... without a gap;
+//! - an acknowledged append is present exactly once, at the sequence number and with the id that its answer named;
+//! - an append of unknown outcome is present at most once; one that certainly failed is absent; an entry that nobody
+//!   wrote is absent;
+//! - real time: an append that was acknowledged before another was sent stands before it (which includes every
+//!   client's own order);
+//! - a repeated idempotency key got the first answer.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+
+use openclaw_proto::http::{AppendResponse, Entry};
+use serde::Serialize;
+
+use crate::history::{Call, Event, What};
+
+/// Something that must never be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "anomaly", rename_all = "kebab-case")]
+pub enum Anomaly {
+    /// Acknowledged, and not there.
+    Lost { session: String, text: String, seq: u64 },
+    /// There more than once.
+    Doubled { session: String, text: String, seqs: Vec<u64> },
+    /// There, but not where or as what the answer said.
+    Moved { session: String, text: String, acknowledged: (u64, String), found: (u64, String) },
+    /// Acknowledged before the other was sent, and behind it.
+    Reordered { session: String, earlier: (String, u64), later: (String, u64) },
+    /// The sequence number that should be at this place is another.
+    Gap { session: String, expected: u64, found: u64 },
+    /// There although it certainly failed.
+    Refused { session: String, text: String, seq: u64 },
+    /// There although nobody wrote it to this session.
+    Invented { session: String, text: String, seq: u64 },
+    /// A repeated key got another answer than the first.
+    AnswerChanged { session: String, key: String, first: (u64, String), then: (u64, String) },
+    /// Two instances show different transcripts.
+    Diverged { session: String, instance: String, difference: String },
+}
+
+impl fmt::Display for Anomaly {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lost { session, text, seq } => write!(f, "{session}: {text:?} was acknowledged as {seq} and is lost"),
+            Self::Doubled { session, text, seqs } => write!(f, "{session}: {text:?} is there as {seqs:?}"),
+            Self::Moved { session, text, acknowledged, found } => {
+                write!(f, "{session}: {text:?} was acknowledged as {acknowledged:?} and is {found:?}")
+            }
+            Self::Reordered { session, earlier, later } => {
+                write!(f, "{session}: {earlier:?} was acknowledged before {later:?} was sent, and stands behind it")
+            }
+            Self::Gap { session, expected, found } => write!(f, "{session}: {found} stands where {expected} should"),
+            Self::Refused { session, text, seq } => {
+                write!(f, "{session}: {text:?} certainly failed and is there as {seq}")
+            }
+            Self::Invented { session, text, seq } => {
+                write!(f, "{session}: nobody wrote {text:?}, which is there as {seq}")
+            }
+            Self::AnswerChanged { session, key, first, then } => {
+                write!(f, "{session}: key {key} was answered with {first:?}, then with {then:?}")
+            }
+            Self::Diverged { session, instance, difference } => write!(f, "{session} on {instance}: {difference}"),
+        }
+    }
+}
+
+/// What was checked and what was found.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Verdict {
+    pub sessions: usize,
+    pub entries: usize,
+    pub acknowledged: u64,
+    pub failed: u64,
+    pub unknown: u64,
+    /// Unknown ones that turned out to be there.
+    pub unknown_present: u64,
+    pub repeats: u64,
+    pub anomalies: Vec<Anomaly>,
+}
+
+impl Verdict {
+    /// How many anomalies are of the kind that `is` accepts.
+    pub fn count(&self, is: impl Fn(&Anomaly) -> bool) -> usize {
+        self.anomalies.iter().filter(|anomaly| is(anomaly)).count()
+    }
+}
+
+struct Operation<'a> {
+    session: &'a str,
+    text: &'a str,
+    key: &'a str,
+    invoked_us: u64,
+    end: End<'a>,
+}
+
+enum End<'a> {
+    Ok { at_us: u64, answer: &'a AppendResponse },
+    Failed,
+    Unknown,
+}
+
+/// Judges `history` against `transcripts`, the final contents of every session.
+pub fn check(history: &[Event], transcripts: &BTreeMap<String, Vec<Entry>>) -> Verdict {
+    let mut verdict = Verdict { sessions: transcripts.len(), ..Verdict::default() };
+    let (operations, repeats) = operations(history);
+    let mut by_session: BTreeMap<&str, HashMap<&str, &Operation>> = BTreeMap::new();
+    for operation in &operations {
+        by_session.entry(operation.session).or_default().insert(operation.text, operation);
+        match operation.end {
+            End::Ok { .. } => verdict.acknowledged += 1,
+            End::Failed => verdict.failed += 1,
+            End::Unknown => verdict.unknown += 1,
+        }
+    }
+    let unwritten = HashMap::new();
+    for (session, entries) in transcripts {
+        verdict.entries += entries.len();
+        let written = by_session.get(session.as_str()).unwrap_or(&unwritten);
+        check_session(session, written, entries, &mut verdict);
+    }
+    for (session, written) in &by_session {
+        if !transcripts.contains_key(*session) {
+            check_session(session, written, &[], &mut verdict);
+        }
+        check_real_time(session, written.values().copied(), &mut verdict);
+    }
+    let first: HashMap<&str, &AppendResponse> = operations
+        .iter()
+        .filter_map(|operation| match operation.end {
+            End::Ok { answer, .. } => Some((operation.key, answer)),
+            End::Failed | End::Unknown => None,
+        })
+        .collect();
+    for repeat in &repeats {
+        if let (End::Ok { answer, .. }, Some(first)) = (&repeat.end, first.get(repeat.key)) {
+            verdict.repeats += 1;
+            if answer != first {
+                verdict.anomalies.push(Anomaly::AnswerChanged {
+                    session: repeat.session.to_owned(),
+                    key: repeat.key.to_owned(),
+                    first: pair(first),
+                    then: pair(answer),
+                });
+            }
+        }
+    }
+    verdict
+}
+
+/// Compares what one instance shows with what another showed.
+pub fn compare(instance: &str, session: &str, expected: &[Entry], found: &[Entry]) -> Option<Anomaly> {
+    let difference = if expected.len() != found.len() {
+        format!("{} entries, elsewhere {}", found.len(), expected.len())
+    } else {
+        let (expected, found) = expected.iter().zip(found).find(|(expected, found)| expected != found)?;
+        format!("{found:?}, elsewhere {expected:?}")
+    };
+    Some(Anomaly::Diverged { session: session.to_owned(), instance: instance.to_owned(), difference })
+}
+
+fn operations(history: &[Event]) -> (Vec<Operation<'_>>, Vec<Operation<'_>>) {
+    let mut at: HashMap<u64, (bool, usize)> = HashMap::new();
+    let (mut appends, mut repeats) = (Vec::new(), Vec::new());
+    for event in history {
+        match &event.what {
+            What::Invoke { op, call, .. } => {
+                let (repeat, session, text, key) = match call {
+                    Call::Append { session, text, key } => (false, session, text, key),
+                    Call::Repeat { session, text, key } => (true, session, text, key),
+                };
+                let list = if repeat { &mut repeats } else { &mut appends };
+                at.insert(*op, (repeat, list.len()));
+                list.push(Operation { session, text, key, invoked_us: event.at_us, end: End::Unknown });
+            }
+            What::Ok { op, answer, .. } => {
+                end(&mut appends, &mut repeats, at.get(op), End::Ok { at_us: event.at_us, answer });
+            }
+            What::Fail { op, .. } => end(&mut appends, &mut repeats, at.get(op), End::Failed),
+            What::Info { .. } | What::Fault { .. } => {}
+        }
+    }
+    (appends, repeats)
+}
+
+fn end<'a>(appends: &mut [Operation<'a>], repeats: &mut [Operation<'a>], at: Option<&(bool, usize)>, end: End<'a>) {
+    if let Some(&(repeat, index)) = at {
+        let list = if repeat { repeats } else { appends };
+        list[index].end = end;
+    }
+}
+
+fn check_session(session: &str, written: &HashMap<&str, &Operation>, entries: &[Entry], verdict: &mut Verdict) {
+    let mut found: HashMap<&str, Vec<&Entry>> = HashMap::new();
+    let mut last = 0;
+    for entry in entries {
+        let expected = last + 1;
+        last = entry.seq;
+        if entry.seq != expected {
+            verdict.anomalies.push(Anomaly::Gap { session: session.to_owned(), expected, found: entry.seq });
+        }
+        found.entry(&entry.text).or_default().push(entry);
+        if !written.contains_key(entry.text.as_str()) {
+            verdict.anomalies.push(Anomaly::Invented {
+                session: session.to_owned(),
+                text: entry.text.clone(),
+                seq: entry.seq,
+            });
+        }
+    }
+    let mut anomalies = Vec::new();
+    for (text, operation) in written {
+        let (session, text) = (session.to_owned(), (*text).to_owned());
+        let places = found.get(text.as_str()).map_or(&[][..], Vec::as_slice);
+        if places.len() > 1 {
+            let seqs = places.iter().map(|entry| entry.seq).collect();
+            anomalies.push(Anomaly::Doubled { session: session.clone(), text: text.clone(), seqs });
+        }
+        match (&operation.end, places.first()) {
+            (End::Ok { answer, .. }, None) => anomalies.push(Anomaly::Lost { session, text, seq: answer.seq }),
+            (End::Ok { answer, .. }, Some(entry)) => {
+                if !places.iter().any(|entry| (entry.seq, &entry.id) == (answer.seq, &answer.id)) {
+                    let found = (entry.seq, entry.id.clone());
+                    anomalies.push(Anomaly::Moved { session, text, acknowledged: pair(answer), found });
+                }
+            }
+            (End::Failed, Some(entry)) => anomalies.push(Anomaly::Refused { session, text, seq: entry.seq }),
+            (End::Unknown, Some(_)) => verdict.unknown_present += 1,
+            (End::Failed | End::Unknown, None) => {}
+        }
+    }
+    // A hash map's order is nobody's; a report should be the same each time.
+    anomalies.sort_by_cached_key(ToString::to_string);
+    verdict.anomalies.append(&mut anomalies);
+}
+
+/// Walks sends and acknowledgements in time order: what is sent must get a larger number than all acknowledged before.
+fn check_real_time<'a>(session: &str, written: impl Iterator<Item = &'a Operation<'a>>, verdict: &mut Verdict) {
+    let mut sent = Vec::new();
+    let mut acknowledged = Vec::new();
+    for operation in written {
+        if let End::Ok { at_us, answer } = &operation.end {
+            sent.push((operation.invoked_us, answer.seq, operation.text));
+            acknowledged.push((*at_us, answer.seq, operation.text));
+        }
+    }
+    sent.sort_unstable();
+    acknowledged.sort_unstable();
+    let mut acknowledged = acknowledged.into_iter().peekable();
+    let mut newest: Option<(u64, &str)> = None;
+    for (invoked_us, seq, text) in sent {
+        while let Some((_, seq, text)) = acknowledged.next_if(|(at_us, ..)| *at_us < invoked_us) {
+            newest = newest.max(Some((seq, text)));
+        }
+        if let Some((newest_seq, newest_text)) = newest
+            && newest_seq > seq
+        {
+            verdict.anomalies.push(Anomaly::Reordered {
+                session: session.to_owned(),
+                earlier: (newest_text.to_owned(), newest_seq),
+                later: (text.to_owned(), seq),
+            });
+        }
+    }
+}
+
+fn pair(answer: &AppendResponse) -> (u64, String) {
+    (answer.seq, answer.id.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use openclaw_proto::http::Role;
+
+    use super::*;
+
+    fn entry(seq: u64, text: &str) -> Entry {
+        Entry {
+            seq,
+            id: format!("id-{seq}"),
+            role: Role::User,
+            text: text.into(),
+            created_ms: 0,
+            turn_id: None,
+            model: None,
+            usage: None,
+        }
+    }
+
+    fn event(at_us: u64, what: What) -> Event {
+        Event { at_us, what }
+    }
+
+    fn invoke(at_us: u64, op: u64, text: &str) -> Event {
+        let call = Call::Append { session: "s".into(), text: text.into(), key: text.into() };
+        event(at_us, What::Invoke { op, process: 0, call })
+    }
+
+    fn ok(at_us: u64, op: u64, seq: u64) -> Event {
+        event(at_us, What::Ok { op, attempts: 1, answer: AppendResponse { seq, id: format!("id-{seq}") } })
+    }
+
+    /// a, b and c one after the other, all acknowledged.
+    fn three() -> (Vec<Event>, Vec<Entry>) {
+        (
+            vec![invoke(0, 0, "a"), ok(1, 0, 1), invoke(2, 1, "b"), ok(3, 1, 2), invoke(4, 2, "c"), ok(5, 2, 3)],
+            vec![entry(1, "a"), entry(2, "b"), entry(3, "c")],
+        )
+    }
+
+    fn judge(history: &[Event], entries: Vec<Entry>) -> Vec<Anomaly> {
+        check(history, &BTreeMap::from([("s".to_owned(), entries)])).anomalies
+    }
+
+    #[test]
+    fn a_correct_run_passes() {
+        let (history, entries) = three();
+        let verdict = check(&history, &BTreeMap::from([("s".to_owned(), entries)]));
+        assert_eq!(verdict.anomalies, []);
+        assert_eq!((verdict.acknowledged, verdict.entries, verdict.sessions), (3, 3, 1));
+    }
+
+    #[test]
+    fn planted_a_dropped_append() {
+        let (history, mut entries) = three();
+        entries.pop();
+        assert_eq!(judge(&history, entries), [Anomaly::Lost { session: "s".into(), text: "c".into(), seq: 3 }]);
+        // A whole session that is gone is no excuse.
+        let verdict = check(&history, &BTreeMap::new());
+        assert_eq!(verdict.count(|anomaly| matches!(anomaly, Anomaly::Lost { .. })), 3);
+    }
+
+    #[test]
+    fn planted_a_dropped_append_in_the_middle() {
+        let (history, mut entries) = three();
+        entries.remove(1);
+        let anomalies = judge(&history, entries);
+        assert!(anomalies.contains(&Anomaly::Gap { session: "s".into(), expected: 2, found: 3 }), "{anomalies:?}");
+        assert!(anomalies.contains(&Anomaly::Lost { session: "s".into(), text: "b".into(), seq: 2 }), "{anomalies:?}");
+    }
+
+    #[test]
+    fn planted_a_doubled_append() {
+        let (history, mut entries) = three();
+        entries.push(entry(4, "b"));
+        assert_eq!(
+            judge(&history, entries),
+            [Anomaly::Doubled { session: "s".into(), text: "b".into(), seqs: vec![2, 4] }]
+        );
+    }
+
+    #[test]
+    fn planted_entries_in_another_order_than_acknowledged() {
+        let (history, _) = three();
+        let entries = vec![entry(1, "b"), entry(2, "a"), entry(3, "c")];
+        let anomalies = judge(&history, entries);
+        assert_eq!(anomalies.len(), 2, "{anomalies:?}");
+        assert!(anomalies.iter().all(|anomaly| matches!(anomaly, Anomaly::Moved { .. })));
+    }
+
+    #[test]
+    fn planted_a_later_append_that_was_given_an_earlier_place() {
+        let history = [invoke(0, 0, "a"), ok(1, 0, 2), invoke(2, 1, "b"), ok(3, 1, 1)];
+        assert_eq!(
+            judge(&history, vec![entry(1, "b"), entry(2, "a")]),
+            [Anomaly::Reordered { session: "s".into(), earlier: ("a".into(), 2), later: ("b".into(), 1) }]
+        );
+        // Where they overlap in time, either order is right.
+        let history = [invoke(0, 0, "a"), invoke(1, 1, "b"), ok(2, 0, 2), ok(3, 1, 1)];
+        assert_eq!(judge(&history, vec![entry(1, "b"), entry(2, "a")]), []);
+    }
+
+    #[test]
+    fn planted_an_entry_that_nobody_wrote() {
+        let (history, mut entries) = three();
+        entries.push(entry(4, "d"));
+        assert_eq!(judge(&history, entries), [Anomaly::Invented { session: "s".into(), text: "d".into(), seq: 4 }]);
+    }
+
+    #[test]
+    fn planted_an_effect_of_a_refused_append() {
+        let failed = event(1, What::Fail { op: 0, attempts: 1, message: String::new() });
+        assert_eq!(
+            judge(&[invoke(0, 0, "a"), failed], vec![entry(1, "a")]),
+            [Anomaly::Refused { session: "s".into(), text: "a".into(), seq: 1 }]
+        );
+    }
+
+    #[test]
+    fn an_unknown_append_may_be_there_or_not_but_not_twice() {
+        let info = event(1, What::Info { op: 0, attempts: 1, message: String::new() });
+        for end in [Some(info), None] {
+            let history: Vec<_> = std::iter::once(invoke(0, 0, "a")).chain(end).collect();
+            assert_eq!(judge(&history, vec![]), []);
+            assert_eq!(judge(&history, vec![entry(1, "a")]), []);
+            assert_eq!(judge(&history, vec![entry(1, "a"), entry(2, "a")]).len(), 1);
+        }
+    }
+
+    #[test]
+    fn planted_a_changed_answer_to_a_repeated_key() {
+        let (mut history, mut entries) = three();
+        let call = Call::Repeat { session: "s".into(), text: "a".into(), key: "a".into() };
+        history.push(event(6, What::Invoke { op: 3, process: 0, call }));
+        history.push(ok(7, 3, 1));
+        assert_eq!(judge(&history, entries.clone()), []);
+        history.pop();
+        history.push(ok(7, 3, 4));
+        entries.push(entry(4, "a"));
+        let anomalies = judge(&history, entries);
+        assert!(anomalies.iter().any(|anomaly| matches!(anomaly, Anomaly::AnswerChanged { .. })), "{anomalies:?}");
+        assert!(anomalies.iter().any(|anomaly| matches!(anomaly, Anomaly::Doubled { .. })), "{anomalies:?}");
+    }
+
+    #[test]
+    fn planted_a_difference_between_instances() {
+        let (_, entries) = three();
+        assert_eq!(compare("node-2", "s", &entries, &entries), None);
+        assert!(compare("node-2", "s", &entries, &entries[..2]).is_some());
+        assert!(compare("node-2", "s", &entries[..1], &[entry(1, "z")]).is_some());
+    }
+}

@@ -1,0 +1,158 @@
+//! What was asked, what was answered, and when: the material of every checker.
+//!
+//! One JSON line per event: an operation is invoked once and ends at most once, as `ok`, as `fail` (certainly without
+//! effect) or as `info` (nobody knows). An operation that never ended is like one that ended as `info`.
+
+use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use openclaw_proto::http::AppendResponse;
+use serde::{Deserialize, Serialize};
+
+/// One line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    /// Microseconds since the run began, on a clock that never steps back.
+    pub at_us: u64,
+    #[serde(flatten)]
+    pub what: What,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum What {
+    Invoke {
+        op: u64,
+        process: u32,
+        #[serde(flatten)]
+        call: Call,
+    },
+    Ok {
+        op: u64,
+        attempts: u32,
+        #[serde(flatten)]
+        answer: AppendResponse,
+    },
+    /// Certainly without effect.
+    Fail { op: u64, attempts: u32, message: String },
+    /// It may have had an effect.
+    Info { op: u64, attempts: u32, message: String },
+    /// What the harness did to the system.
+    Fault { fault: String },
+}
+
+/// What a client asked for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "f", rename_all = "lowercase")]
+pub enum Call {
+    /// Append a text that is unique in the run.
+    Append { session: String, text: String, key: String },
+    /// The same append again, after it was acknowledged: the answer must be the same.
+    Repeat { session: String, text: String, key: String },
+}
+
+/// Collects events from all clients.
+#[derive(Debug)]
+pub struct Recorder {
+    begin: Instant,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    next: u64,
+    events: Vec<Event>,
+}
+
+impl Default for Recorder {
+    fn default() -> Self {
+        Self { begin: Instant::now(), inner: Mutex::default() }
+    }
+}
+
+impl Recorder {
+    /// Notes a call just before it is made, and names it.
+    pub fn invoke(&self, process: u32, call: Call) -> u64 {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let op = inner.next;
+        inner.next += 1;
+        let at_us = self.now_us();
+        inner.events.push(Event { at_us, what: What::Invoke { op, process, call } });
+        op
+    }
+
+    /// Notes an answer just after it came, or a fault.
+    pub fn note(&self, what: What) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let at_us = self.now_us();
+        inner.events.push(Event { at_us, what });
+    }
+
+    /// The history so far.
+    pub fn events(&self) -> Vec<Event> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).events.clone()
+    }
+
+    fn now_us(&self) -> u64 {
+        u64::try_from(self.begin.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+}
+
+/// Writes a history as JSON lines.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn save(path: &Path, events: &[Event]) -> Result<()> {
+    let file = std::fs::File::create(path).with_context(|| format!("create {}", path.display()))?;
+    let mut file = BufWriter::new(file);
+    for event in events {
+        serde_json::to_writer(&mut file, event).context("write the history")?;
+        file.write_all(b"\n").context("write the history")?;
+    }
+    file.flush().context("write the history")
+}
+
+/// Reads a history back.
+///
+/// # Errors
+/// When a line is not an event; it names the line.
+pub fn load(path: &Path) -> Result<Vec<Event>> {
+    let file = std::fs::File::open(path).with_context(|| format!("open {}", path.display()))?;
+    BufReader::new(file)
+        .lines()
+        .enumerate()
+        .map(|(at, line)| {
+            let line = line.context("read the history")?;
+            serde_json::from_str(&line).with_context(|| format!("line {} of {}", at + 1, path.display()))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_history_reads_back_as_written() {
+        let recorder = Recorder::default();
+        let call = Call::Append { session: "s".into(), text: "t".into(), key: "k".into() };
+        let op = recorder.invoke(3, call);
+        recorder.note(What::Fault { fault: "kill all".into() });
+        recorder.note(What::Ok { op, attempts: 2, answer: AppendResponse { seq: 1, id: "e".into() } });
+        let file = tempfile::NamedTempFile::new().unwrap();
+        save(file.path(), &recorder.events()).unwrap();
+        assert_eq!(load(file.path()).unwrap(), recorder.events());
+        let text = std::fs::read_to_string(file.path()).unwrap();
+        assert!(text.lines().next().unwrap().contains(r#""type":"invoke","op":0,"process":3,"f":"append""#), "{text}");
+    }
+
+    #[test]
+    fn a_damaged_line_is_named() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "{\"at_us\":1,\"type\":\"fault\",\"fault\":\"x\"}\n{").unwrap();
+        assert!(load(file.path()).unwrap_err().to_string().contains("line 2"));
+    }
+}

@@ -1,0 +1,3 @@
+//! Who asks for what: clients that keep going through every fault and record all they were told.
+
+pub mod append;
