@@ -74,6 +74,11 @@ impl ConnectError {
         }
     }
 
+    /// The cause behind what tonic reports of a connection or of a call that needed one.
+    pub fn in_chain<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Self> {
+        std::iter::successors(Some(error), |error| error.source()).find_map(|error| error.downcast_ref())
+    }
+
     fn of(addr: &str, error: &io::Error) -> Self {
         let addr = addr.to_owned();
         let Some(tls) = tls_error(error) else {

@@ -9,7 +9,8 @@
 //!
 //! Both ends: the chain to the authority, the dates, the purpose, and that the name inside ([`crate::certs`]) belongs
 //! to this cluster. The dialling end also: that it is the instance which it meant to reach. Sessions are never resumed,
-//! so an expired certificate gets no new connection; one that is open stays open.
+//! so an expired certificate gets no new connection; one that is open stays open. The authority's own dates are not
+//! looked at (no TLS library does for what it is told to trust); certificates made by [`crate::certs`] end with it.
 //!
 //! # The shared secret
 //!
@@ -246,7 +247,8 @@ impl PeerSecurity {
     /// Mutual TLS with a certificate that this process issues itself from the cluster's shared secret.
     ///
     /// `cluster_id`: None for an instance that joins and has not been told the id; see the module's text. Once it knows
-    /// the id it makes a new value with it.
+    /// the id it makes a new value with it. White space around the secret is not part of it: it may come from a file on
+    /// one instance and from the environment on another.
     ///
     /// # Errors
     /// [`SecurityError::ShortSecret`]; or the machine cannot make keys.
@@ -255,6 +257,7 @@ impl PeerSecurity {
         instance_id: &InstanceId,
         secret: &str,
     ) -> Result<Self, SecurityError> {
+        let secret = secret.trim();
         let actual = secret.chars().count();
         if actual < MIN_SECRET_CHARS {
             return Err(SecurityError::ShortSecret { actual });

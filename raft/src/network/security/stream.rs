@@ -119,6 +119,10 @@ impl AsyncRead for PeerStream {
             let count = this.first.len().min(buf.remaining());
             buf.put_slice(&this.first[..count]);
             this.first.drain(..count);
+            if this.first.is_empty() {
+                // A connection lives for weeks.
+                this.first = Vec::new();
+            }
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
