@@ -3,17 +3,17 @@
 //! What an operator does is done here: write configuration files, start, stop, wait until ready, look at logs. All
 //! instances are dead when the cluster is dropped, also by a panic; their directories stay when something went wrong.
 
-use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use openclaw_config::Config;
+use openclaw_config::cluster::Member;
 use openclaw_proto::http;
 use openclaw_proto::ids::InstanceId;
 use rand::Rng;
-use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::client::{Client, Protocol, Reply};
@@ -37,8 +37,8 @@ pub struct Options {
     /// The built binary.
     pub openclaw: PathBuf,
     pub instances: usize,
-    /// Merged into every instance's configuration file.
-    pub settings: Value,
+    /// What every instance is configured with; names, ports and directories are filled in for each.
+    pub settings: Config,
     /// Puts a [`Network`] between the instances.
     pub proxied: bool,
     /// Where directories and logs go; absent: a temporary directory, which is removed when all went well.
@@ -48,11 +48,12 @@ pub struct Options {
 impl Options {
     /// `instances` instances of a binary with default settings.
     pub fn new(openclaw: impl Into<PathBuf>, instances: usize) -> Self {
-        Self { openclaw: openclaw.into(), instances, settings: json!({}), proxied: false, directory: None }
+        Self { openclaw: openclaw.into(), instances, settings: Config::default(), proxied: false, directory: None }
     }
 
-    pub fn settings(mut self, settings: Value) -> Self {
-        self.settings = settings;
+    /// Changes settings of every instance.
+    pub fn settings(mut self, change: impl FnOnce(&mut Config)) -> Self {
+        change(&mut self.settings);
         self
     }
 
@@ -155,11 +156,12 @@ impl Cluster {
         let ids: Vec<InstanceId> = (1..=options.instances)
             .map(|n| InstanceId::parse(format!("node-{n}")).context("instance id"))
             .collect::<Result<_>>()?;
-        let bootstrap: Vec<String> = ids
+        let bootstrap: Vec<Member> = ids
             .iter()
             .enumerate()
             .map(|(index, id)| {
-                format!("{id}={}", network.as_ref().map_or(peers[index], |network| network.address(index)))
+                let address = network.as_ref().map_or(peers[index], |network| network.address(index));
+                Member { id: id.clone(), address: address.into() }
             })
             .collect();
         let mut instances = Vec::new();
@@ -168,17 +170,19 @@ impl Cluster {
             let home = root.join(id.as_str());
             let data = home.join("data");
             std::fs::create_dir_all(&data).with_context(|| format!("make {}", data.display()))?;
-            let config = home.join("openclaw.json");
-            std::fs::write(&config, serde_json::to_vec_pretty(&options.settings).context("encode the settings")?)
-                .with_context(|| format!("write {}", config.display()))?;
-            let mut arguments: Vec<OsString> = ["gateway", "--config"].map(Into::into).into();
-            arguments.push(config.into());
-            arguments.extend(["--instance-id", id.as_str(), "--data-dir"].map(Into::into));
-            arguments.push(data.clone().into());
-            arguments.extend(["--port", &http.port().to_string(), "--peer-listen", &peer.to_string()].map(Into::into));
+            let mut settings = options.settings.clone();
+            settings.gateway.port = http.port();
+            settings.storage.data_dir.clone_from(&data);
+            settings.cluster.instance_id = Some(id.clone());
+            settings.cluster.peer.listen = peer;
+            // One alone is started as a user starts it: without any word of a cluster.
             if options.instances > 1 {
-                arguments.extend(["--bootstrap", &bootstrap.join(",")].map(Into::into));
+                settings.cluster.bootstrap.clone_from(&bootstrap);
             }
+            let file = home.join("openclaw.json");
+            std::fs::write(&file, serde_json::to_vec_pretty(&settings).context("encode the settings")?)
+                .with_context(|| format!("write {}", file.display()))?;
+            let arguments = vec!["gateway".into(), "--config".into(), file.into()];
             let process = Process::new(Program {
                 executable: openclaw.clone(),
                 arguments,
@@ -448,16 +452,36 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let openclaw = stand_in(directory.path(), "exec sleep 600");
         let cluster = Cluster::prepare(Options::new(openclaw, 3).proxied()).await.unwrap();
-        let lists: Vec<_> =
-            cluster.instances().iter().map(|instance| instance.process.program().arguments.last().unwrap()).collect();
-        assert!(lists.iter().all(|list| *list == lists[0]));
-        let list = lists[0].to_str().unwrap();
+        let files: Vec<Config> = cluster
+            .instances()
+            .iter()
+            .map(|instance| {
+                let file = instance.process.program().arguments.last().unwrap();
+                serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap()
+            })
+            .collect();
         for (index, instance) in cluster.instances().iter().enumerate() {
+            let settings = &files[index];
+            assert_eq!(settings.cluster.bootstrap, files[0].cluster.bootstrap);
             let proxy = cluster.network().unwrap().address(index);
-            assert!(list.contains(&format!("{}={proxy}", instance.id)), "{list}");
+            assert_eq!(settings.cluster.peer_address(), Some(proxy.into()));
+            assert_eq!(settings.cluster.peer.listen, instance.peer);
             assert_ne!(proxy, instance.peer);
-            assert!(instance.data.is_dir());
+            assert_eq!(settings.cluster.instance_id.as_ref(), Some(&instance.id));
+            assert!(instance.data.is_dir() && settings.storage.data_dir == instance.data);
         }
+    }
+
+    #[tokio::test]
+    async fn one_instance_alone_is_told_of_no_cluster() {
+        let directory = tempfile::tempdir().unwrap();
+        let openclaw = stand_in(directory.path(), "exec sleep 600");
+        let options = Options::new(openclaw, 1).settings(|settings| settings.cluster.raft.log_keep = 7);
+        let cluster = Cluster::prepare(options).await.unwrap();
+        let file = cluster.directory().unwrap().join("node-1/openclaw.json");
+        let settings: Config = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+        assert!(!settings.cluster.is_clustered());
+        assert_eq!(settings.cluster.raft.log_keep, 7);
     }
 
     #[tokio::test]
