@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
@@ -69,8 +70,13 @@ impl Drop for Fake {
     }
 }
 
+/// A write without a key is like no other.
 fn key(headers: &HeaderMap) -> String {
-    headers[api::IDEMPOTENCY_KEY].to_str().unwrap().to_owned()
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    match headers.get(api::IDEMPOTENCY_KEY) {
+        Some(key) => key.to_str().unwrap().to_owned(),
+        None => format!("none-{}", NEXT.fetch_add(1, Ordering::Relaxed)),
+    }
 }
 
 fn refusal(status: StatusCode, code: api::ErrorCode) -> Response {
@@ -87,9 +93,10 @@ async fn append(
     if shared.mischief == Mischief::NeverAnswer {
         std::future::pending::<()>().await;
     }
+    let key = key(&headers);
     let mut tables = shared.tables.lock().unwrap();
     if shared.mischief != Mischief::ForgetKeys
-        && let Some((text, answer)) = tables.keys.get(&key(&headers))
+        && let Some((text, answer)) = tables.keys.get(&key)
     {
         if *text != body.text {
             return refusal(StatusCode::CONFLICT, api::ErrorCode::IdempotencyKeyReused);
@@ -113,7 +120,7 @@ async fn append(
             usage: None,
         });
     }
-    tables.keys.insert(key(&headers), (body.text, answer.clone()));
+    tables.keys.insert(key, (body.text, answer.clone()));
     (StatusCode::CREATED, Json(answer)).into_response()
 }
 

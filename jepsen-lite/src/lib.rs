@@ -7,8 +7,9 @@
 //! Reading order: [`process`] (one child, dead when dropped), [`cluster`] (instances with their ports, directories and
 //! logs), [`network`] (a proxy per peer listener with a switch per directed link, and a balancer), [`client`] (what an
 //! answer means: done, certainly not done, unknown), [`history`] (what was asked, answered, and when), [`workloads`]
-//! (who asks), [`checkers`] (what must hold), [`figures`] (latencies).
+//! (who asks), [`checkers`] (what must hold), [`figures`] (latencies), [`bench`] (load against us and against etcd).
 
+pub mod bench;
 pub mod checkers;
 pub mod client;
 pub mod cluster;
