@@ -7,12 +7,14 @@
 //! Reading order: [`process`] (one child, dead when dropped), [`cluster`] (instances with their ports, directories and
 //! logs), [`network`] (a proxy per peer listener with a switch per directed link, and a balancer), [`client`] (what an
 //! answer means: done, certainly not done, unknown), [`history`] (what was asked, answered, and when), [`workloads`]
-//! (who asks), [`checkers`] (what must hold), [`figures`] (latencies), [`bench`] (load against us and against etcd).
+//! (who asks), [`checkers`] (what must hold), [`figures`] (latencies), [`bench`] (load against us and against etcd),
+//! [`commands`] (the program's subcommands).
 
 pub mod bench;
 pub mod checkers;
 pub mod client;
 pub mod cluster;
+pub mod commands;
 pub mod figures;
 pub mod history;
 pub mod network;

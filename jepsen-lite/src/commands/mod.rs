@@ -1,0 +1,116 @@
+//! The program's subcommands, one file each: options in, a report out. Each starts what it measures or breaks, and ends it.
+//!
+//! A report is a table for people and one JSON value for programs, and it says whether the run passed. A run passes only
+//! when the checkers found nothing, no log tells of a panic, and the faults that were asked for really happened.
+
+pub mod bench;
+pub mod durability;
+pub mod failover;
+pub mod footprint;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::checkers::append::Verdict;
+use crate::cluster::Cluster;
+use crate::history::{self, Event};
+
+/// How long instances may take to be ready after a start, on a machine that is busy with something else.
+const READY: Duration = Duration::from_secs(60);
+/// Anomalies and log lines that a report shows; the rest are counted.
+const SHOWN: usize = 10;
+
+/// What every subcommand that starts instances is told.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Common {
+    /// The built binary; default: `openclaw` beside this program
+    #[arg(long, value_name = "PATH")]
+    openclaw: Option<PathBuf>,
+    /// Keep data, logs and history here; default: a temporary directory, removed when all went well
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+impl Common {
+    /// # Errors
+    /// When none was named and there is none beside this program.
+    fn openclaw(&self) -> Result<PathBuf> {
+        match &self.openclaw {
+            Some(path) => Ok(path.clone()),
+            None => {
+                let beside = std::env::current_exe().context("find this program")?.with_file_name("openclaw");
+                beside.exists().then_some(beside).context("no openclaw beside this program: name it by --openclaw PATH")
+            }
+        }
+    }
+
+    /// The directory of the run, fresh.
+    fn directory(&self) -> Result<Option<PathBuf>> {
+        if let Some(out) = &self.out {
+            std::fs::create_dir_all(out).with_context(|| format!("make {}", out.display()))?;
+            let empty = std::fs::read_dir(out).with_context(|| format!("read {}", out.display()))?.next().is_none();
+            anyhow::ensure!(
+                empty,
+                "{} is not empty: instances would go on with what an earlier run left",
+                out.display()
+            );
+            return Ok(Some(std::fs::canonicalize(out).with_context(|| format!("find {}", out.display()))?));
+        }
+        Ok(None)
+    }
+}
+
+/// What a subcommand found.
+#[derive(Debug)]
+pub struct Report {
+    pub text: String,
+    pub json: Value,
+    pub passed: bool,
+}
+
+impl Report {
+    fn new(text: String, json: impl Serialize, passed: bool) -> Result<Self> {
+        Ok(Self { text, json: serde_json::to_value(json).context("encode the report")?, passed })
+    }
+}
+
+/// Leaves the evidence of a run: the history, and everything else when it did not pass.
+fn conclude(cluster: &mut Cluster, events: &[Event], passed: bool) -> Result<()> {
+    if !passed {
+        cluster.keep();
+    }
+    let directory = cluster.directory().context("no directory")?;
+    history::save(&directory.join("history.jsonl"), events)
+}
+
+/// The lines of a report about a verdict and the logs.
+fn findings(verdict: &Verdict, alarms: &[String]) -> String {
+    let mut text = format!(
+        "{} acknowledged, {} unknown ({} of them there), {} refused; {} entries in {} sessions on every instance; \
+         {} keys repeated\nanomalies: {}; alarms in logs: {}\n",
+        verdict.acknowledged,
+        verdict.unknown,
+        verdict.unknown_present,
+        verdict.failed,
+        verdict.entries,
+        verdict.sessions,
+        verdict.repeats,
+        verdict.anomalies.len(),
+        alarms.len()
+    );
+    for anomaly in verdict.anomalies.iter().take(SHOWN) {
+        text.push_str(&format!("  {anomaly}\n"));
+    }
+    for alarm in alarms.iter().take(SHOWN) {
+        text.push_str(&format!("  {alarm}\n"));
+    }
+    text
+}
+
+fn rerun(command: &str, openclaw: &Path, arguments: &str) -> String {
+    format!("cargo jepsen {command} --openclaw {} {arguments}", openclaw.display())
+}
