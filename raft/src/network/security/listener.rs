@@ -53,11 +53,20 @@ pub struct PeerListener {
     security: PeerSecurity,
     limits: HandshakeLimits,
     refusals: Arc<Refusals>,
-    handshakes: JoinSet<(u64, Option<PeerStream>)>,
+    handshakes: JoinSet<(u64, Ended)>,
     /// Those that have not ended, oldest first.
     pending: BTreeMap<u64, (AbortHandle, SocketAddr)>,
+    /// Refused connections that still get their alert; as many as handshakes at most.
+    closing: JoinSet<()>,
     accepted: u64,
     pause: Option<Pin<Box<Sleep>>>,
+}
+
+#[derive(Debug)]
+enum Ended {
+    Recognised(PeerStream),
+    /// With the connection, if there is an alert on its way.
+    Refused(Option<TcpStream>),
 }
 
 impl PeerListener {
@@ -69,6 +78,7 @@ impl PeerListener {
             refusals: Arc::default(),
             handshakes: JoinSet::new(),
             pending: BTreeMap::new(),
+            closing: JoinSet::new(),
             accepted: 0,
             pause: None,
         }
@@ -80,12 +90,17 @@ impl PeerListener {
     }
 
     fn poll_handshakes(&mut self, cx: &mut Context<'_>) -> Option<PeerStream> {
+        while self.closing.try_join_next().is_some() {}
         while let Poll::Ready(Some(ended)) = self.handshakes.poll_join_next(cx) {
             match ended {
-                Ok((number, stream)) => {
+                Ok((number, ended)) => {
                     self.pending.remove(&number);
-                    if stream.is_some() {
-                        return stream;
+                    match ended {
+                        Ended::Recognised(stream) => return Some(stream),
+                        Ended::Refused(Some(tcp)) if self.closing.len() < self.limits.concurrent => {
+                            self.closing.spawn(linger(tcp));
+                        }
+                        Ended::Refused(_) => {}
                     }
                 }
                 Err(error) if error.is_panic() => tracing::error!(%error, "a peer handshake panicked"),
@@ -129,17 +144,14 @@ impl PeerListener {
         self.accepted += 1;
         let (refusals, limit) = (self.refusals.clone(), self.limits.deadline);
         let task = self.handshakes.spawn(async move {
-            let stream = match handshake(&identity, tcp, remote, limit).await {
-                Ok(stream) => Some(stream),
-                Err((refusal, left)) => {
+            let ended = match handshake(&identity, tcp, remote, limit).await {
+                Ok(stream) => Ended::Recognised(stream),
+                Err((refusal, tcp)) => {
                     refusals.record(remote, &refusal);
-                    if let Some(tcp) = left {
-                        linger(tcp).await;
-                    }
-                    None
+                    Ended::Refused(tcp)
                 }
             };
-            (number, stream)
+            (number, ended)
         });
         self.pending.insert(number, (task, remote));
     }
