@@ -1,6 +1,6 @@
 //! What is kept for a time only, and how it is dropped: a bounded number of rows per command, oldest first.
 
-use openclaw_proto::state::{InboxRecord, Sweep, Swept, Turn, outcome};
+use openclaw_proto::state::{InboxRecord, Sweep, Swept, Turn, TurnState, outcome};
 
 use super::change::{Answer, Change, due_ms};
 use super::inbox::INBOX_RETENTION;
@@ -39,7 +39,7 @@ fn is_due<T: Tables + ?Sized>(change: &Change<'_, T>, kind: Expiring, row_key: &
         Expiring::Turn => {
             read::row::<Turn>(change.tables(), Table::Turns, row_key)?
                 // One that has not ended has no time yet from which to count.
-                .filter(|turn| turn.finished_ms > 0)
+                .filter(|turn| !matches!(turn.state(), TurnState::Queued | TurnState::Running))
                 .map(|turn| due_ms(turn.finished_ms, TURN_RETENTION))
         }
     };

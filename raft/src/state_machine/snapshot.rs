@@ -72,7 +72,7 @@ pub struct SnapshotRow {
 }
 
 /// Where in the (tag, key) order a stream of rows stands.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Order {
     tag: u8,
     key: Vec<u8>,
@@ -96,6 +96,7 @@ fn frame_bytes(key: usize, value: usize, rows: u64) -> Result<usize, SnapshotErr
 }
 
 /// Writes a snapshot. Wrap what is slow per call in a `BufWriter`.
+#[derive(Debug)]
 pub struct SnapshotWriter<W> {
     to: W,
     total: Hasher,
@@ -186,12 +187,6 @@ pub struct SnapshotReader<R> {
     totals: SnapshotTotals,
     meta: Vec<u8>,
     ended: bool,
-}
-
-impl std::fmt::Debug for Order {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "after tag {} key {}", self.tag, self.key.escape_ascii())
-    }
 }
 
 impl<R: Read> SnapshotReader<R> {

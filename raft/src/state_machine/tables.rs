@@ -126,13 +126,15 @@ pub struct Write {
 }
 
 /// The bounds of a scan, or nothing when they cross (which `BTreeMap::range` would panic on).
-fn bounds<'a>(from: &'a [u8], until: Option<&'a [u8]>) -> Option<(Bound<&'a [u8]>, Bound<&'a [u8]>)> {
+fn bounds<'a>(from: &'a [u8], until: Option<&'a [u8]>) -> Option<Bounds<'a>> {
     match until {
         Some(until) if until <= from => None,
         Some(until) => Some((Bound::Included(from), Bound::Excluded(until))),
         None => Some((Bound::Included(from), Bound::Unbounded)),
     }
 }
+
+type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
 
 /// All tables in memory.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
