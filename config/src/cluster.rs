@@ -129,6 +129,13 @@ enum TextOrList {
     List(Vec<String>),
 }
 
+/// As `SocketAddr` reads it, with a message that shows the form.
+fn socket_address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let refuse = |_| format!("{text:?} is not an IP address and port such as \"0.0.0.0:3100\"");
+    text.parse().map_err(refuse).map_err(serde::de::Error::custom)
+}
+
 fn members<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Member>, D::Error> {
     list_or_text(deserializer, "a list of <instance id>=<host>:<port>")
 }
@@ -142,6 +149,7 @@ fn seeds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<HostPort>, D:
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Peer {
     /// Address and port to listen on. Default `127.0.0.1:3100`. Also `--peer-listen`, `OPENCLAW_PEER_LISTEN`.
+    #[serde(deserialize_with = "socket_address")]
     #[schemars(with = "String")]
     pub listen: SocketAddr,
     /// Where other instances reach this listener, as `host:port`. Default: this instance's entry in `cluster.bootstrap`,

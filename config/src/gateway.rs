@@ -113,6 +113,16 @@ impl Serialize for Bind {
 
 impl<'de> Deserialize<'de> for Bind {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Listed(IpAddr);
+
+        impl<'de> Deserialize<'de> for Listed {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = String::deserialize(deserializer)?;
+                let refuse = |_| de::Error::custom(format_args!("{text:?} is not an IP address"));
+                text.parse().map(Self).map_err(refuse)
+            }
+        }
+
         struct BindVisitor;
 
         impl<'de> Visitor<'de> for BindVisitor {
@@ -128,7 +138,7 @@ impl<'de> Deserialize<'de> for Bind {
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Bind, A::Error> {
                 let mut addresses = Vec::new();
-                while let Some(address) = items.next_element()? {
+                while let Some(Listed(address)) = items.next_element()? {
                     addresses.push(address);
                 }
                 if addresses.is_empty() {

@@ -1,15 +1,26 @@
 //! The settings an operator may write: their types, defaults and documentation.
 //!
 //! A [`Config`] is plain data. Other parts receive their section of it, never the whole, and never a default of their own.
+//! [`load`] makes one from files, environment and flags, and refuses what it cannot read or what breaks a rule, all of it
+//! at once. Nothing here opens a socket, reads a certificate or creates a directory.
 #![warn(missing_docs)]
 
 pub mod agents;
 pub mod cluster;
+mod decode;
+mod document;
+#[cfg(test)]
+mod fuzz;
 pub mod gateway;
+mod load;
 pub mod logging;
 pub mod models;
+mod problem;
 pub mod session;
+mod show;
 pub mod storage;
+mod upstream;
+mod validate;
 mod values;
 
 use schemars::JsonSchema;
@@ -18,9 +29,12 @@ use serde::{Deserialize, Serialize};
 pub use agents::Agents;
 pub use cluster::Cluster;
 pub use gateway::Gateway;
+pub use load::{Loaded, Override, Sources, VARIABLES, load};
 pub use logging::Logging;
 pub use models::Models;
+pub use problem::{Errors, Problem, Source, Warning};
 pub use session::{Messages, Session};
+pub use show::{effective, schema};
 pub use storage::Storage;
 pub use values::{ByteCount, HostPort, IpRange, ModelRef, ParseError, Secret};
 

@@ -43,11 +43,12 @@ pub struct Provider {
     /// The key it asks for. Default none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub api_key: Option<Secret>,
-    /// Longest wait for the first byte of an answer, in milliseconds. Default 60000; at least 100, at most `timeoutMs`.
+    /// Longest wait for the first byte of an answer, in milliseconds. Default 60000; range 100 to 24 h. `timeoutMs` ends the
+    /// wait as well, whichever is sooner.
     #[serde(rename = "firstByteTimeoutMs", with = "millis")]
     #[schemars(with = "u64")]
     pub first_byte_timeout: Duration,
-    /// Longest wait for a whole answer, in milliseconds. Default 300000; at least 100.
+    /// Longest wait for a whole answer, in milliseconds. Default 300000; range 100 to 24 h.
     #[serde(rename = "timeoutMs", with = "millis")]
     #[schemars(with = "u64")]
     pub timeout: Duration,

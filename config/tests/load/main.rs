@@ -1,0 +1,6 @@
+//! Files, environment and flags in; settings or messages out.
+
+mod examples;
+mod merged;
+mod refused;
+mod written;
