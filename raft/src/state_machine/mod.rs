@@ -80,6 +80,8 @@ pub enum Event {
         instance_id: InstanceId,
         epoch: u64,
     },
+    /// A snapshot took the place of commands, so nothing is known of single changes: read the state again.
+    StateReplaced,
 }
 
 /// What `command` does when it is applied at `at`.

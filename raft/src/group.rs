@@ -1,0 +1,261 @@
+//! One Raft group on this instance: what is done where its leader lives.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use openclaw_proto::ids::{ClusterId, GroupId, InstanceId};
+use openclaw_proto::raft as pb;
+use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
+use openraft::{Raft, ReadPolicy};
+use tokio::sync::watch;
+
+use crate::clock;
+use crate::network::{Contact, Peers};
+use crate::status::Status;
+use crate::storage::{SnapshotStore, StateReader, StateStore};
+use crate::types::{EncodedCommand, LogId, NodeId, TypeConfig, Vote};
+use crate::wire;
+
+/// How long a peer whose connection broke may take to prove that it is still there.
+const PROOF_OF_LIFE: Duration = Duration::from_millis(60);
+
+/// A handle; clones share the group.
+#[derive(Clone)]
+pub(crate) struct Group(Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub(crate) id: GroupId,
+    pub(crate) raft: Raft<TypeConfig, StateStore>,
+    pub(crate) peers: Peers,
+    pub(crate) contact: Contact,
+    pub(crate) state: StateReader,
+    pub(crate) snapshots: SnapshotStore,
+    pub(crate) status: watch::Receiver<Status>,
+}
+
+/// Why the leader's part of a request was not done here. Nothing was written.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum NotHere {
+    #[error("this instance does not lead{}", leader.map(|node| format!("; node {node} does")).unwrap_or_default())]
+    NotLeader { leader: Option<NodeId> },
+    #[error("no quorum answered")]
+    NoQuorum,
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+    #[error("consensus has stopped: {0}")]
+    Stopped(String),
+}
+
+impl Group {
+    pub(crate) fn new(inner: Inner) -> Self {
+        Self(Arc::new(inner))
+    }
+
+    pub(crate) fn id(&self) -> GroupId {
+        self.0.id
+    }
+
+    pub(crate) fn cluster_id(&self) -> &ClusterId {
+        self.0.peers.cluster_id()
+    }
+
+    pub(crate) fn own_node(&self) -> NodeId {
+        self.0.peers.own_node()
+    }
+
+    pub(crate) fn raft(&self) -> &Raft<TypeConfig, StateStore> {
+        &self.0.raft
+    }
+
+    pub(crate) fn peers(&self) -> &Peers {
+        &self.0.peers
+    }
+
+    pub(crate) fn contact(&self) -> &Contact {
+        &self.0.contact
+    }
+
+    pub(crate) fn state(&self) -> &StateReader {
+        &self.0.state
+    }
+
+    pub(crate) fn snapshots(&self) -> &SnapshotStore {
+        &self.0.snapshots
+    }
+
+    pub(crate) fn status(&self) -> watch::Receiver<Status> {
+        self.0.status.clone()
+    }
+
+    pub(crate) fn metrics(&self) -> openraft::metrics::RaftMetrics<TypeConfig> {
+        use openraft::async_runtime::WatchReceiver;
+        self.0.raft.metrics().borrow_watched().clone()
+    }
+
+    /// The instance that a node id belongs to, as far as the membership tells.
+    pub(crate) fn instance_of(&self, node: NodeId) -> Option<String> {
+        self.metrics().membership_config.membership().get_node(&node).map(|node| node.instance_id.clone())
+    }
+
+    /// Where the node `id` is reached.
+    pub(crate) fn address_of(&self, id: NodeId) -> Option<(InstanceId, String)> {
+        let metrics = self.metrics();
+        let node = metrics.membership_config.membership().get_node(&id)?;
+        Some((InstanceId::parse(node.instance_id.as_str()).ok()?, node.peer_addr.clone()))
+    }
+
+    pub(crate) async fn vote_and_last_log(&self) -> Result<(Vote, Option<LogId>), openraft::errors::Fatal<TypeConfig>> {
+        self.0.raft.with_raft_state(|state| (*state.vote_ref(), state.log_ids.last().copied())).await
+    }
+
+    /// Commits `commands`, in this order, if this instance leads. One result each.
+    pub(crate) async fn propose_here(&self, commands: Vec<Bytes>, timeout: Duration) -> Vec<pb::ProposeResult> {
+        let count = commands.len();
+        let deadline = tokio::time::Instant::now() + timeout;
+        let now_ms = clock::now_ms();
+        let stamped = commands.into_iter().map(|command| EncodedCommand(stamp(&command, now_ms)));
+        let mut results = Vec::with_capacity(count);
+        let mut reason = format!("no commit within {timeout:?}");
+        match self.0.raft.client_write_many(stamped).await {
+            Ok(mut writes) => {
+                while results.len() < count {
+                    match tokio::time::timeout_at(deadline, writes.next()).await {
+                        Ok(Some(Ok(written))) => results.push(result(written)),
+                        Ok(Some(Err(fatal))) => {
+                            reason = fatal.to_string();
+                            break;
+                        }
+                        Ok(None) | Err(_) => break,
+                    }
+                }
+            }
+            Err(fatal) => reason = fatal.to_string(),
+        }
+        // The rest is in the log, or may be.
+        results.resize_with(count, || failure(true, reason.clone(), None));
+        results
+    }
+
+    /// The log index that a read which begins now must have applied, if this instance leads.
+    pub(crate) async fn read_index_here(&self, timeout: Duration) -> Result<LogId, NotHere> {
+        let asked = tokio::time::timeout(timeout, self.0.raft.get_read_log_id(ReadPolicy::ReadIndex)).await;
+        match asked.map_err(|_| NotHere::Timeout(timeout))? {
+            Ok((read, _)) => Ok(*read.log_id()),
+            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
+                Err(NotHere::NotLeader { leader: forward.leader_id })
+            }
+            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => Err(NotHere::NoQuorum),
+            Err(RaftError::Fatal(fatal)) => Err(NotHere::Stopped(fatal.to_string())),
+        }
+    }
+
+    pub(crate) fn describe(&self) -> pb::DescribeResponse {
+        let metrics = self.metrics();
+        let index = |id: &Option<LogId>| id.as_ref().map_or(0, |id| id.index);
+        pb::DescribeResponse {
+            cluster_id: self.cluster_id().as_str().to_owned(),
+            instance_id: self.0.peers.own_id().as_str().to_owned(),
+            node_id: self.own_node(),
+            formed: metrics.membership_config.membership().nodes().next().is_some(),
+            membership: Some(wire::to_stored_membership(&metrics.membership_config)),
+            leader_node: metrics.current_leader.unwrap_or_default(),
+            term: metrics.current_term,
+            applied_index: index(&metrics.last_applied),
+            committed_index: index(&metrics.local_committed),
+        }
+    }
+
+    /// The connection to the leader `node` broke: finds out whether its process is gone, and if so campaigns.
+    pub(crate) fn suspect(&self, node: NodeId, since: Instant) {
+        if self.0.status.borrow().leader_node != Some(node) {
+            return;
+        }
+        let group = self.clone();
+        tokio::spawn(async move { group.probe_leader(node, since).await });
+    }
+
+    async fn probe_leader(&self, node: NodeId, since: Instant) {
+        let Some((instance, addr)) = self.address_of(node) else { return };
+        let mut client = self.0.peers.client(&instance, &addr);
+        let question =
+            pb::DescribeRequest { cluster_id: self.cluster_id().as_str().to_owned(), ..pb::DescribeRequest::default() };
+        // A new connection: the channel notices the broken one with this call at the latest, and dials again.
+        for _ in 0..2 {
+            match tokio::time::timeout(PROOF_OF_LIFE, client.describe(question.clone())).await {
+                Ok(Ok(_)) => return,
+                Ok(Err(status)) if crate::propose::never_sent(&status) => {
+                    if self.0.contact.is_gone(node, since) {
+                        tracing::warn!(leader = %instance, %status, "the leader's process is gone");
+                        self.campaign(node).await;
+                    }
+                    return;
+                }
+                Ok(Err(_)) => {}
+                // Silence is not evidence: the election timeout decides.
+                Err(_) => return,
+            }
+        }
+    }
+
+    async fn campaign(&self, gone: NodeId) {
+        let metrics = self.metrics();
+        let is_voter = metrics.membership_config.membership().voter_ids().any(|id| id == self.own_node());
+        // Apart from the other followers, which saw the same.
+        tokio::time::sleep(Duration::from_micros(rand::random_range(0..25_000))).await;
+        if !is_voter || self.metrics().current_leader != Some(gone) || !self.0.contact.lease_is_void() {
+            return;
+        }
+        if let Err(fatal) = self.0.raft.trigger().elect(true).await {
+            tracing::error!(%fatal, "cannot campaign");
+        }
+    }
+}
+
+/// Puts the time into an encoded command, which is the command with one more field: the last one of its number counts.
+fn stamp(command: &Bytes, now_ms: u64) -> Bytes {
+    const NOW_MS_TAG: u8 = 1 << 3;
+    let mut stamped = Vec::with_capacity(command.len() + 11);
+    stamped.extend_from_slice(command);
+    stamped.push(NOW_MS_TAG);
+    prost::encoding::encode_varint(now_ms, &mut stamped);
+    stamped.into()
+}
+
+fn failure(effect_unknown: bool, reason: String, leader: Option<NodeId>) -> pb::ProposeResult {
+    let failure = pb::ProposeFailure { effect_unknown, reason, leader_node: leader.unwrap_or_default() };
+    pb::ProposeResult { result: Some(pb::propose_result::Result::Failure(failure)) }
+}
+
+fn result(written: openraft::raft::WriteResult<TypeConfig>) -> pb::ProposeResult {
+    match written {
+        Ok(response) => pb::ProposeResult {
+            result: Some(pb::propose_result::Result::Committed(pb::Committed {
+                log_index: response.log_id.index,
+                outcome: response.response.0,
+            })),
+        },
+        // Both mean that it is not in the log: it was never put there, or a new leader overwrote it.
+        Err(ClientWriteError::ForwardToLeader(forward) | ClientWriteError::LogEntryDiscarded(forward)) => {
+            failure(false, format!("not the leader ({:?})", forward.reason), forward.leader_id)
+        }
+        Err(error @ (ClientWriteError::ChangeMembershipError(_) | ClientWriteError::PreconditionFailed(_))) => {
+            failure(false, error.to_string(), None)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use openclaw_proto::state::Command;
+    use prost::Message;
+
+    #[test]
+    fn the_leaders_time_is_the_one_that_counts() {
+        let command = Command { now_ms: 5, kind: None };
+        let stamped = stamp(&command.encode_to_vec().into(), 1_800_000_000_000);
+        assert_eq!(Command::decode(stamped).unwrap().now_ms, 1_800_000_000_000);
+    }
+}

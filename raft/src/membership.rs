@@ -1,0 +1,179 @@
+//! Who belongs: learner, voter, removed; and who leads. Done where the leader lives.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use openclaw_proto::ids::InstanceId;
+use openclaw_proto::raft as pb;
+use openraft::ChangeMembers;
+use openraft::Instant as _;
+use openraft::errors::{ClientWriteError, RaftError};
+use tokio::time::Instant;
+
+use crate::group::Group;
+use crate::types::{MemberNode, NodeId, TypeConfig};
+use crate::wire;
+
+/// A member that answered within this time is alive.
+const ALIVE: Duration = Duration::from_secs(2);
+
+/// Why the membership or the leader did not change.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MembershipError {
+    #[error("{0} is not a member of this cluster")]
+    NotAMember(InstanceId),
+    #[error("{0} is a learner and cannot lead before it has caught up")]
+    NotAVoter(InstanceId),
+    #[error("{0} is the only voter: without it nothing could be committed any more")]
+    LastVoter(InstanceId),
+    #[error("there is no other voter that could lead")]
+    NobodyElse,
+    #[error("no leader is known, so nothing can change now")]
+    NoLeader,
+    #[error("not done within {waited:?}; it may still happen")]
+    Timeout { waited: Duration },
+    #[error("{0}")]
+    Refused(String),
+}
+
+type WriteError = RaftError<TypeConfig, ClientWriteError<TypeConfig>>;
+
+impl Group {
+    /// Makes the caller a voter, by way of learner. An older member of the same name is replaced.
+    pub(crate) async fn join(&self, id: NodeId, node: MemberNode, timeout: Duration) -> pb::JoinResponse {
+        let cluster_id = self.cluster_id().as_str().to_owned();
+        let answer = |result| pb::JoinResponse { cluster_id: cluster_id.clone(), result: Some(result) };
+        let metrics = self.metrics();
+        let membership = metrics.membership_config.membership();
+        match metrics.current_leader {
+            Some(leader) if leader == self.own_node() => {}
+            Some(leader) => {
+                return match membership.get_node(&leader) {
+                    Some(node) => answer(pb::join_response::Result::Leader(wire::to_node(node))),
+                    None => answer(pb::join_response::Result::Refused("the leader's address is not known".into())),
+                };
+            }
+            None => return answer(pb::join_response::Result::Refused(MembershipError::NoLeader.to_string())),
+        }
+        match tokio::time::timeout(timeout, self.join_here(id, node)).await {
+            Ok(Ok(())) => {
+                let joined = wire::to_stored_membership(&self.metrics().membership_config);
+                answer(pb::join_response::Result::Joined(joined))
+            }
+            Ok(Err(reason)) => answer(pb::join_response::Result::Refused(reason)),
+            Err(_) => {
+                let error = MembershipError::Timeout { waited: timeout };
+                answer(pb::join_response::Result::Refused(error.to_string()))
+            }
+        }
+    }
+
+    async fn join_here(&self, id: NodeId, node: MemberNode) -> Result<(), String> {
+        let metrics = self.metrics();
+        let membership = metrics.membership_config.membership();
+        let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
+        if voters.contains(&id) {
+            return Ok(());
+        }
+        if let Some((_, other)) =
+            membership.nodes().find(|(known, other)| **known != id && other.peer_addr == node.peer_addr
+                && other.instance_id != node.instance_id)
+        {
+            return Err(format!("its peer address {} is that of {}", node.peer_addr, other.instance_id));
+        }
+        let replaced = membership.nodes().find(|(_, other)| other.instance_id == node.instance_id).map(|(id, _)| *id);
+        if let Some(replaced) = replaced.filter(|replaced| *replaced != id) {
+            let heard = metrics.heartbeat.as_ref().and_then(|heard| heard.get(&replaced).cloned()).flatten();
+            if replaced == self.own_node() || heard.is_some_and(|at| at.elapsed() < ALIVE) {
+                return Err(format!(
+                    "an instance named {} is a member and answers: two instances must not share a name",
+                    node.instance_id
+                ));
+            }
+        }
+        tracing::info!(instance = node.instance_id, node_id = id, ?replaced, "an instance joins");
+        let refused = |error: WriteError| error.to_string();
+        // Learners that an earlier attempt of the same instance left behind.
+        let stale: BTreeSet<NodeId> = membership
+            .nodes()
+            .filter(|(known, other)| {
+                other.instance_id == node.instance_id && **known != id && !voters.contains(known)
+            })
+            .map(|(known, _)| *known)
+            .collect();
+        if !stale.is_empty() {
+            self.raft().change_membership(ChangeMembers::RemoveNodes(stale), false).await.map_err(refused)?;
+        }
+        self.raft().add_learner(id, node.clone(), true).await.map_err(refused)?;
+        let mut wanted: BTreeSet<NodeId> = self.metrics().membership_config.membership().voter_ids().collect();
+        if let Some(replaced) = replaced {
+            wanted.remove(&replaced);
+        }
+        wanted.insert(id);
+        self.raft().change_membership(wanted, false).await.map_err(refused)?;
+        tracing::info!(instance = node.instance_id, node_id = id, "an instance has joined as a voter");
+        Ok(())
+    }
+
+    /// Takes `instance` out of the cluster.
+    pub(crate) async fn remove_here(&self, instance: &InstanceId, timeout: Duration) -> Result<(), MembershipError> {
+        let metrics = self.metrics();
+        let membership = metrics.membership_config.membership();
+        let found = membership.nodes().find(|(_, node)| node.instance_id == instance.as_str()).map(|(id, _)| *id);
+        let id = found.ok_or_else(|| MembershipError::NotAMember(instance.clone()))?;
+        let is_voter = membership.voter_ids().any(|voter| voter == id);
+        let change = if is_voter {
+            if membership.voter_ids().count() == 1 {
+                return Err(MembershipError::LastVoter(instance.clone()));
+            }
+            ChangeMembers::RemoveVoters(BTreeSet::from([id]))
+        } else {
+            ChangeMembers::RemoveNodes(BTreeSet::from([id]))
+        };
+        let changed = tokio::time::timeout(timeout, self.raft().change_membership(change, false)).await;
+        match changed {
+            Err(_) => Err(MembershipError::Timeout { waited: timeout }),
+            Ok(Err(error)) => Err(MembershipError::Refused(error.to_string())),
+            Ok(Ok(_)) => Ok(()),
+        }
+    }
+
+    /// Hands leadership to `to`, and waits until it leads.
+    pub(crate) async fn transfer_here(&self, to: &InstanceId, timeout: Duration) -> Result<(), MembershipError> {
+        let metrics = self.metrics();
+        let membership = metrics.membership_config.membership();
+        let found = membership.nodes().find(|(_, node)| node.instance_id == to.as_str()).map(|(id, _)| *id);
+        let id = found.ok_or_else(|| MembershipError::NotAMember(to.clone()))?;
+        if !membership.voter_ids().any(|voter| voter == id) {
+            return Err(MembershipError::NotAVoter(to.clone()));
+        }
+        let stopped = |error: openraft::errors::Fatal<TypeConfig>| MembershipError::Refused(error.to_string());
+        let deadline = Instant::now() + timeout;
+        let mut status = self.status();
+        while self.metrics().current_leader != Some(id) {
+            if self.metrics().current_leader == Some(self.own_node()) {
+                self.raft().trigger().transfer_leader(id).await.map_err(stopped)?;
+            }
+            // A transfer that came to nothing (the target was behind) is asked for again.
+            let again = (Instant::now() + Duration::from_millis(300)).min(deadline);
+            drop(tokio::time::timeout_at(again, status.wait_for(|status| status.leader_node == Some(id))).await);
+            if Instant::now() >= deadline {
+                return Err(MembershipError::Timeout { waited: timeout });
+            }
+        }
+        Ok(())
+    }
+
+    /// The voter, other than the leader, whose log reaches furthest.
+    pub(crate) fn best_successor(&self) -> Result<InstanceId, MembershipError> {
+        let metrics = self.metrics();
+        let membership = metrics.membership_config.membership();
+        let matched = |id: &NodeId| {
+            metrics.replication.as_ref().and_then(|known| known.get(id)).and_then(|log_id| log_id.as_ref().map(|id| id.index))
+        };
+        let voters = membership.voter_ids().filter(|id| Some(*id) != metrics.current_leader);
+        let best = voters.max_by_key(matched).ok_or(MembershipError::NobodyElse)?;
+        let node = membership.get_node(&best).ok_or(MembershipError::NobodyElse)?;
+        InstanceId::parse(node.instance_id.as_str()).map_err(|error| MembershipError::Refused(error.to_string()))
+    }
+}

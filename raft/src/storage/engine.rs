@@ -1,0 +1,331 @@
+//! The database, and the one thread that makes its writes durable.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc;
+use std::time::Instant;
+
+use openclaw_proto::raft::Identity;
+use openraft::storage::IOFlushed;
+use prost::Message;
+use rocksdb::{BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, LogLevel, Options};
+use rocksdb::WriteBatch;
+use tokio::sync::oneshot;
+
+use super::keys;
+use crate::state_machine::{STATE_FORMAT_VERSION, Table};
+use crate::types::TypeConfig;
+
+/// Why a data directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("data directory {dir} is in use by another process (it holds {lock})")]
+    Locked { dir: PathBuf, lock: PathBuf },
+    #[error("data directory {dir}: {source}")]
+    Io { dir: PathBuf, source: io::Error },
+    #[error(
+        "data directory {dir} has state format {found}; this build reads up to {supported}: run the newer release again"
+    )]
+    NewerFormat { dir: PathBuf, found: u32, supported: u32 },
+    #[error(
+        "data directory {dir} lost records that were acknowledged: its log ends at sequence {found}, but {synced} was on \
+         disk; move the directory away and start the instance again, so that it joins as a new member"
+    )]
+    LostRecords { dir: PathBuf, found: u64, synced: u64 },
+    #[error("data directory {dir} is damaged: {detail}; move it away and start the instance again, so that it joins as a new member")]
+    Damaged { dir: PathBuf, detail: String },
+}
+
+/// What the disk was asked to do; read by metrics.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Waits for the disk.
+    pub syncs: AtomicU64,
+    /// Microseconds spent in them.
+    pub sync_micros: AtomicU64,
+    /// Appends and votes that those waits covered.
+    pub sync_requests: AtomicU64,
+    /// Log entries appended.
+    pub entries_appended: AtomicU64,
+    /// Commands applied.
+    pub commands_applied: AtomicU64,
+    /// Snapshots written, and snapshots taken over from a leader.
+    pub snapshots_built: AtomicU64,
+    pub snapshots_installed: AtomicU64,
+}
+
+/// Who waits for the disk.
+enum Waiter {
+    Append(IOFlushed<TypeConfig>),
+    Barrier(oneshot::Sender<io::Result<()>>),
+}
+
+/// The database of one instance. Dropping the last handle stops the sync thread.
+pub(crate) struct Engine {
+    db: Arc<DB>,
+    dir: PathBuf,
+    /// Unbounded, since its length is bounded by what openraft has in flight: one append per group and pipelined batch.
+    waiters: mpsc::Sender<Waiter>,
+    counters: Arc<Counters>,
+    /// Held for the life of the process: proof that no other one uses the directory.
+    _lock: File,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("dir", &self.dir).finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// Opens or creates the database in `dir`.
+    ///
+    /// After a power loss the write-ahead log may end in a torn record. RocksDB drops the tail from there, and the mark
+    /// beside the log tells whether anything that was acknowledged stood in it.
+    ///
+    /// # Errors
+    /// [`OpenError`] says what is wrong with the directory and what to do.
+    pub(crate) fn open(dir: &Path) -> Result<Arc<Self>, OpenError> {
+        let io = |source| OpenError::Io { dir: dir.to_owned(), source };
+        std::fs::create_dir_all(dir).map_err(io)?;
+        let lock_path = dir.join("LOCK.instance");
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path).map_err(io)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(OpenError::Locked { dir: dir.to_owned(), lock: lock_path });
+            }
+            Err(TryLockError::Error(source)) => return Err(io(source)),
+        }
+
+        let mark = SyncMark::open(&dir.join("synced")).map_err(io)?;
+        let synced = mark.read().map_err(io)?;
+        let db = DB::open_cf_descriptors(&database_options(), dir.join("db"), column_families())
+            .map_err(|error| OpenError::Damaged { dir: dir.to_owned(), detail: error.into_string() })?;
+        let found = db.latest_sequence_number();
+        if found < synced {
+            return Err(OpenError::LostRecords { dir: dir.to_owned(), found, synced });
+        }
+        check_format(&db, dir)?;
+
+        let db = Arc::new(db);
+        let counters = Arc::new(Counters::default());
+        let (waiters, queue) = mpsc::channel();
+        let thread = SyncThread { db: db.clone(), mark, counters: counters.clone() };
+        std::thread::Builder::new().name("wal-sync".into()).spawn(move || thread.run(&queue)).map_err(io)?;
+        Ok(Arc::new(Self { db, dir: dir.to_owned(), waiters, counters, _lock: lock }))
+    }
+
+    pub(super) fn db(&self) -> &DB {
+        &self.db
+    }
+
+    pub(super) fn shared_db(&self) -> Arc<DB> {
+        self.db.clone()
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(crate) fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
+    pub(super) fn family(&self, name: &str) -> io::Result<&ColumnFamily> {
+        family(&self.db, name)
+    }
+
+    /// Calls `done` once everything written so far is on disk. Returns at once.
+    pub(super) fn sync_then(&self, done: IOFlushed<TypeConfig>) -> io::Result<()> {
+        self.waiters.send(Waiter::Append(done)).map_err(|_| stopped())
+    }
+
+    /// Waits until everything written so far is on disk.
+    pub(super) async fn sync(&self) -> io::Result<()> {
+        let (done, waiting) = oneshot::channel();
+        self.waiters.send(Waiter::Barrier(done)).map_err(|_| stopped())?;
+        waiting.await.map_err(|_| stopped())?
+    }
+
+    /// What this directory was made for; none for a new one.
+    pub(crate) fn identity(&self) -> Result<Option<Identity>, OpenError> {
+        let damaged = |detail: String| OpenError::Damaged { dir: self.dir.clone(), detail };
+        let meta = self.family(keys::META).map_err(|error| damaged(error.to_string()))?;
+        let stored = self.db.get_cf(meta, keys::IDENTITY).map_err(|error| damaged(error.into_string()))?;
+        stored
+            .map(|bytes| Identity::decode(&*bytes).map_err(|error| damaged(format!("its identity: {error}"))))
+            .transpose()
+    }
+
+    /// Writes down what this directory is for, durably.
+    pub(crate) async fn set_identity(&self, identity: &Identity) -> io::Result<()> {
+        self.db.put_cf(self.family(keys::META)?, keys::IDENTITY, identity.encode_to_vec()).map_err(io::Error::other)?;
+        self.sync().await
+    }
+}
+
+fn stopped() -> io::Error {
+    io::Error::other("the thread that syncs the log has stopped")
+}
+
+fn family<'a>(db: &'a DB, name: &str) -> io::Result<&'a ColumnFamily> {
+    db.cf_handle(name).ok_or_else(|| io::Error::other(format!("no column family {name}")))
+}
+
+fn database_options() -> Options {
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.create_missing_column_families(true);
+    // Records stay in the process until the sync thread flushes: nobody is told of them before.
+    options.set_manual_wal_flush(true);
+    options.set_max_total_wal_size(128 << 20);
+    options.set_db_write_buffer_size(96 << 20);
+    options.set_max_background_jobs(2);
+    options.set_bytes_per_sync(1 << 20);
+    options.set_keep_log_file_num(2);
+    options.set_max_log_file_size(4 << 20);
+    options.set_log_level(LogLevel::Warn);
+    options.set_stats_dump_period_sec(0);
+    options
+}
+
+fn column_families() -> Vec<ColumnFamilyDescriptor> {
+    let cache = Cache::new_lru_cache(16 << 20);
+    let rows = |write_buffer: usize| {
+        let mut table = BlockBasedOptions::default();
+        table.set_block_cache(&cache);
+        table.set_bloom_filter(10.0, false);
+        let mut options = Options::default();
+        options.set_block_based_table_factory(&table);
+        options.set_compression_type(DBCompressionType::Lz4);
+        options.set_write_buffer_size(write_buffer);
+        options
+    };
+    // The log is written in order, read from its tail and deleted by range: it needs no filter, and few files.
+    let mut table = BlockBasedOptions::default();
+    table.set_block_cache(&cache);
+    let mut log = Options::default();
+    log.set_block_based_table_factory(&table);
+    log.set_compression_type(DBCompressionType::Lz4);
+    log.set_write_buffer_size(32 << 20);
+
+    let mut families = vec![
+        ColumnFamilyDescriptor::new("default", rows(1 << 20)),
+        ColumnFamilyDescriptor::new(keys::META, rows(4 << 20)),
+        ColumnFamilyDescriptor::new(keys::LOG, log),
+    ];
+    families.extend(Table::ALL.iter().map(|table| ColumnFamilyDescriptor::new(table.name(), rows(16 << 20))));
+    families
+}
+
+fn check_format(db: &DB, dir: &Path) -> Result<(), OpenError> {
+    let damaged = |detail: String| OpenError::Damaged { dir: dir.to_owned(), detail };
+    let meta = family(db, keys::META).map_err(|error| damaged(error.to_string()))?;
+    match db.get_cf(meta, keys::FORMAT_VERSION).map_err(|error| damaged(error.into_string()))? {
+        None => db
+            .put_cf(meta, keys::FORMAT_VERSION, STATE_FORMAT_VERSION.to_be_bytes())
+            .map_err(|error| damaged(error.into_string())),
+        Some(bytes) => {
+            let found = <[u8; 4]>::try_from(&*bytes)
+                .map(u32::from_be_bytes)
+                .map_err(|_| damaged(format!("its format version has {} bytes", bytes.len())))?;
+            if found > STATE_FORMAT_VERSION {
+                let supported = STATE_FORMAT_VERSION;
+                return Err(OpenError::NewerFormat { dir: dir.to_owned(), found, supported });
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Takes all that waits, flushes and syncs the write-ahead log once, and tells everyone.
+///
+/// No lingering: while one sync runs, the next batch gathers by itself.
+struct SyncThread {
+    db: Arc<DB>,
+    mark: SyncMark,
+    counters: Arc<Counters>,
+}
+
+impl SyncThread {
+    fn run(self, queue: &mpsc::Receiver<Waiter>) {
+        // After a failed sync nobody knows what is on disk, so every later request fails as well; openraft then stops,
+        // and the process with it.
+        let mut failed: Option<String> = None;
+        let mut batch = Vec::new();
+        while let Ok(first) = queue.recv() {
+            batch.push(first);
+            batch.extend(queue.try_iter());
+            if failed.is_none()
+                && let Err(error) = self.sync()
+            {
+                tracing::error!(%error, "cannot make the log durable");
+                failed = Some(error.to_string());
+            }
+            self.counters.sync_requests.fetch_add(batch.len() as u64, Relaxed);
+            for waiter in batch.drain(..) {
+                let result = failed.clone().map_or(Ok(()), |error| Err(io::Error::other(error)));
+                match waiter {
+                    Waiter::Append(done) => done.io_completed(result),
+                    // Whoever waited may have given up.
+                    Waiter::Barrier(done) => drop(done.send(result)),
+                }
+            }
+        }
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let started = Instant::now();
+        let covered = self.db.latest_sequence_number();
+        self.db.flush_wal(true).map_err(io::Error::other)?;
+        self.mark.write(covered)?;
+        self.counters.syncs.fetch_add(1, Relaxed);
+        self.counters.sync_micros.fetch_add(u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX), Relaxed);
+        Ok(())
+    }
+}
+
+/// The highest sequence number that is known to be on disk, in a file of its own.
+///
+/// It is written after each sync and never synced itself, so it may be old but never too high. A database that ends
+/// before it has lost acknowledged records, which a log that merely has a torn tail has not.
+struct SyncMark(File);
+
+impl SyncMark {
+    const BYTES: usize = 12;
+
+    fn open(path: &Path) -> io::Result<Self> {
+        OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path).map(Self)
+    }
+
+    /// Zero where there is none, or where the mark itself was torn.
+    fn read(&self) -> io::Result<u64> {
+        let mut bytes = [0; Self::BYTES];
+        match self.0.read_exact_at(&mut bytes, 0) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
+            Err(error) => return Err(error),
+        }
+        let (number, sum) = bytes.split_at(8);
+        let intact = crc32fast::hash(number).to_be_bytes() == sum;
+        Ok(if intact { number.try_into().map_or(0, u64::from_be_bytes) } else { 0 })
+    }
+
+    fn write(&self, synced: u64) -> io::Result<()> {
+        let number = synced.to_be_bytes();
+        let mut bytes = [0; Self::BYTES];
+        bytes[..8].copy_from_slice(&number);
+        bytes[8..].copy_from_slice(&crc32fast::hash(&number).to_be_bytes());
+        self.0.write_all_at(&bytes, 0)
+    }
+}
+
+/// Applies `batch` without waiting for the disk.
+pub(super) fn write(db: &DB, batch: WriteBatch) -> io::Result<()> {
+    db.write(batch).map_err(io::Error::other)
+}

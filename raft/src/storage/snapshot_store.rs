@@ -1,0 +1,271 @@
+//! Snapshots as files: written beside the database, read by the peers that need them.
+//!
+//! One snapshot is kept per group. A file appears under its final name only once it is whole and on disk; a reader that
+//! has it open keeps reading after a newer one took its place.
+
+use std::fs::{self, File};
+use std::io::{self, BufReader, BufWriter, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use openclaw_proto::ids::GroupId;
+use openclaw_proto::raft as pb;
+use parking_lot::Mutex;
+use prost::Message;
+use rocksdb::{DB, Direction, IteratorMode, ReadOptions};
+use tokio::sync::oneshot;
+
+use crate::state_machine::{SnapshotReader, SnapshotRow, SnapshotWriter, Table};
+use crate::types::SnapshotMeta;
+use crate::wire;
+
+const BUFFER_BYTES: usize = 256 << 10;
+
+/// A whole snapshot, open for reading.
+#[derive(Debug)]
+pub(crate) struct SnapshotFile {
+    file: File,
+    path: PathBuf,
+}
+
+impl SnapshotFile {
+    fn open(path: PathBuf) -> io::Result<Self> {
+        Ok(Self { file: File::open(&path)?, path })
+    }
+
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { file: self.file.try_clone()?, path: self.path.clone() })
+    }
+
+    /// The bytes, from the first on.
+    pub(crate) fn into_bytes(mut self) -> io::Result<File> {
+        self.file.seek(SeekFrom::Start(0))?;
+        Ok(self.file)
+    }
+
+    /// Reads the meta, and checks nothing else.
+    fn meta(&self) -> io::Result<SnapshotMeta> {
+        let reader = self.reader()?;
+        let meta = pb::SnapshotMeta::decode(reader.meta()).map_err(io::Error::other)?;
+        wire::from_snapshot_meta(meta).map_err(io::Error::other)
+    }
+
+    fn reader(&self) -> io::Result<SnapshotReader<BufReader<File>>> {
+        let mut file = self.file.try_clone()?;
+        file.seek(SeekFrom::Start(0))?;
+        SnapshotReader::new(BufReader::with_capacity(BUFFER_BYTES, file)).map_err(io::Error::other)
+    }
+
+    /// Calls `row` with every row in table and key order, and checks the file to its end.
+    pub(super) fn for_each_row(&self, mut each: impl FnMut(SnapshotRow) -> io::Result<()>) -> io::Result<()> {
+        let mut reader = self.reader()?;
+        while let Some(row) = reader.next_row().map_err(io::Error::other)? {
+            each(row)?;
+        }
+        Ok(())
+    }
+}
+
+/// The snapshot files of one group. Clones share it.
+#[derive(Clone, Debug)]
+pub(crate) struct SnapshotStore {
+    dir: Arc<Path>,
+    group: GroupId,
+    current: Arc<Mutex<Option<(SnapshotMeta, PathBuf)>>>,
+}
+
+impl SnapshotStore {
+    /// Finds the newest whole snapshot, and removes what was left unfinished.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub(super) fn open(dir: PathBuf, group: GroupId) -> io::Result<Self> {
+        fs::create_dir_all(&dir)?;
+        let store = Self { dir: dir.into(), group, current: Arc::default() };
+        let mut newest: Option<(SnapshotMeta, PathBuf)> = None;
+        for item in fs::read_dir(&store.dir)? {
+            let path = item?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            if !name.starts_with(&store.prefix()) {
+                continue;
+            }
+            let meta = if name.ends_with(".snapshot") {
+                SnapshotFile::open(path.clone()).and_then(|file| file.meta())
+            } else {
+                Err(io::Error::other("it was not finished"))
+            };
+            match meta {
+                Ok(meta) if newest.as_ref().is_none_or(|(known, _)| known.last_log_id < meta.last_log_id) => {
+                    if let Some((_, older)) = newest.replace((meta, path)) {
+                        fs::remove_file(older)?;
+                    }
+                }
+                Ok(_) => fs::remove_file(path)?,
+                Err(error) => {
+                    tracing::info!(path = %path.display(), %error, "removed a snapshot that cannot be used");
+                    fs::remove_file(path)?;
+                }
+            }
+        }
+        *store.current.lock() = newest;
+        Ok(store)
+    }
+
+    fn prefix(&self) -> String {
+        format!("group-{}-", self.group.0)
+    }
+
+    fn final_path(&self, meta: &SnapshotMeta) -> PathBuf {
+        let (term, index) = meta.last_log_id.as_ref().map_or((0, 0), |id| (**id.committed_leader_id(), id.index));
+        self.dir.join(format!("{}{term:020}-{index:020}.snapshot", self.prefix()))
+    }
+
+    /// A name of its own for a file that is being written.
+    fn temporary_path(&self) -> PathBuf {
+        self.dir.join(format!("{}{:016x}.unfinished", self.prefix(), rand::random::<u64>()))
+    }
+
+    pub(super) fn current(&self) -> io::Result<Option<(SnapshotMeta, SnapshotFile)>> {
+        let current = self.current.lock().clone();
+        current.map(|(meta, path)| Ok((meta, SnapshotFile::open(path)?))).transpose()
+    }
+
+    /// Makes the whole file at `path` the group's snapshot.
+    fn publish(&self, meta: &SnapshotMeta, path: &Path) -> io::Result<SnapshotFile> {
+        let target = self.final_path(meta);
+        let mut current = self.current.lock();
+        if let Some((newer, path)) = current.as_ref().filter(|(known, _)| known.last_log_id > meta.last_log_id) {
+            tracing::debug!(newer = ?newer.last_log_id, "kept the newer snapshot");
+            return SnapshotFile::open(path.clone());
+        }
+        fs::rename(path, &target)?;
+        File::open(&self.dir)?.sync_all()?;
+        let file = SnapshotFile::open(target.clone())?;
+        if let Some((_, older)) = current.replace((meta.clone(), target.clone()))
+            && older != target
+        {
+            fs::remove_file(older)?;
+        }
+        Ok(file)
+    }
+
+    /// Makes a received file, which has been installed, the group's snapshot.
+    pub(super) fn adopt(&self, meta: &SnapshotMeta, file: SnapshotFile) -> io::Result<()> {
+        self.publish(meta, &file.path).map(drop)
+    }
+
+    /// Begins a snapshot of the rows as they are now; the writing goes on in a thread of its own.
+    ///
+    /// The thread owns RocksDB's read snapshot, and has taken it when this returns.
+    pub(super) fn begin(&self, meta: SnapshotMeta, db: Arc<DB>, prefix: [u8; 8], end: Vec<u8>) -> io::Result<Pending> {
+        let store = self.clone();
+        let (taken, is_taken) = std::sync::mpsc::sync_channel(1);
+        let (start, started) = std::sync::mpsc::sync_channel(1);
+        let (done, finished) = oneshot::channel();
+        std::thread::Builder::new().name("snapshot".into()).spawn(move || {
+            let view = db.snapshot();
+            let told = taken.send(());
+            if told.is_err() || started.recv().is_err() {
+                return;
+            }
+            let path = store.temporary_path();
+            let written = store.write(&meta, &db, &view, prefix, &end, &path);
+            if written.is_err()
+                && let Err(error) = fs::remove_file(&path)
+            {
+                tracing::warn!(path = %path.display(), %error, "cannot remove an unfinished snapshot");
+            }
+            // Whoever asked for it may have stopped.
+            drop(done.send(written.map(|file| (meta, file))));
+        })?;
+        is_taken.recv().map_err(io::Error::other)?;
+        Ok(Pending { start, finished })
+    }
+
+    fn write(
+        &self,
+        meta: &SnapshotMeta,
+        db: &DB,
+        view: &rocksdb::SnapshotWithThreadMode<'_, DB>,
+        prefix: [u8; 8],
+        end: &[u8],
+        path: &Path,
+    ) -> io::Result<SnapshotFile> {
+        let header = wire::to_snapshot_meta(meta).encode_to_vec();
+        let file = BufWriter::with_capacity(BUFFER_BYTES, File::create_new(path)?);
+        let mut writer = SnapshotWriter::new(file, &header).map_err(io::Error::other)?;
+        for table in Table::ALL {
+            let family = db.cf_handle(table.name()).ok_or_else(|| io::Error::other("no such column family"))?;
+            let mut options = ReadOptions::default();
+            options.set_iterate_upper_bound(end);
+            options.fill_cache(false);
+            for item in view.iterator_cf_opt(family, options, IteratorMode::From(&prefix, Direction::Forward)) {
+                let (key, value) = item.map_err(io::Error::other)?;
+                writer.row(table, &key[prefix.len()..], &value).map_err(io::Error::other)?;
+            }
+        }
+        let (mut file, _) = writer.finish().map_err(io::Error::other)?;
+        file.flush()?;
+        file.get_ref().sync_all()?;
+        self.publish(meta, path)
+    }
+
+    /// A file for a snapshot that arrives in pieces.
+    pub(crate) fn receive(&self) -> io::Result<Incoming> {
+        let path = self.temporary_path();
+        Ok(Incoming { file: Some(File::create_new(&path)?), path })
+    }
+}
+
+/// A snapshot whose moment is fixed and whose file is not written yet. Dropped, it is never written.
+pub(crate) struct Pending {
+    start: std::sync::mpsc::SyncSender<()>,
+    finished: oneshot::Receiver<io::Result<(SnapshotMeta, SnapshotFile)>>,
+}
+
+impl Pending {
+    pub(super) async fn finish(self) -> io::Result<(SnapshotMeta, SnapshotFile)> {
+        self.start.send(()).map_err(io::Error::other)?;
+        self.finished.await.map_err(io::Error::other)?
+    }
+}
+
+/// A snapshot that is being received; removed again unless it is finished.
+#[derive(Debug)]
+pub(crate) struct Incoming {
+    file: Option<File>,
+    path: PathBuf,
+}
+
+impl Incoming {
+    pub(crate) fn write(&mut self, data: &[u8]) -> io::Result<()> {
+        self.file.as_mut().map_or_else(|| Err(io::Error::other("already finished")), |file| file.write_all(data))
+    }
+
+    /// Puts the file on disk and reads it once to its end: one that broke off or was damaged on its way must not reach
+    /// the state machine, for which a failed read is fatal.
+    pub(crate) async fn finish(mut self) -> io::Result<SnapshotFile> {
+        tokio::task::spawn_blocking(move || {
+            if let Some(file) = &self.file {
+                file.sync_all()?;
+            }
+            let snapshot = SnapshotFile::open(self.path.clone())?;
+            snapshot.for_each_row(|_| Ok(()))?;
+            // From here on it is no longer this value's to remove.
+            self.file.take();
+            Ok(snapshot)
+        })
+        .await
+        .map_err(io::Error::other)?
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        if self.file.is_some()
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove a snapshot that broke off");
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! openraft's own storage suite on our store, and what a crash may do to the directory.
+
+use std::sync::Arc;
+
+use openclaw_proto::ids::GroupId;
+use openraft::StorageError;
+use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage, RaftLogStorageExt};
+use openraft::testing::log::{StoreBuilder, Suite};
+use openraft::type_config::TypeConfigExt;
+use tempfile::TempDir;
+
+use super::{Engine, LogStore, OpenError, StateStore};
+use crate::types::{EncodedCommand, Entry, LogId, TypeConfig, Vote};
+
+struct Builder;
+
+impl StoreBuilder<TypeConfig, LogStore, StateStore, TempDir> for Builder {
+    async fn build(&self) -> Result<(TempDir, LogStore, StateStore), StorageError<TypeConfig>> {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Engine::open(dir.path()).unwrap();
+        let log = LogStore::open(engine.clone(), GroupId::ZERO).unwrap();
+        let state = StateStore::open(engine, GroupId::ZERO).unwrap();
+        Ok((dir, log, state))
+    }
+}
+
+#[tokio::test]
+async fn openraft_finds_no_fault_with_the_store() {
+    Suite::test_all(Builder).await.unwrap();
+}
+
+fn entry(index: u64, bytes: usize) -> Entry {
+    let payload = openraft::EntryPayload::Normal(EncodedCommand(vec![7; bytes].into()));
+    Entry { log_id: LogId::new_term_index(1, index), payload }
+}
+
+async fn append(log: &mut LogStore, range: std::ops::Range<u64>) {
+    log.blocking_append(range.map(|index| entry(index, 100))).await.unwrap();
+}
+
+fn open(dir: &std::path::Path) -> (Arc<Engine>, LogStore) {
+    let engine = Engine::open(dir).unwrap();
+    let log = LogStore::open(engine.clone(), GroupId::ZERO).unwrap();
+    (engine, log)
+}
+
+/// The newest write-ahead log file.
+fn wal(dir: &std::path::Path) -> std::path::PathBuf {
+    let mut files: Vec<_> = std::fs::read_dir(dir.join("db"))
+        .unwrap()
+        .map(|item| item.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "log"))
+        .collect();
+    files.sort();
+    files.pop().unwrap()
+}
+
+/// A copy of the directory as a crash would leave it: nothing is flushed or closed.
+fn crash(dir: &std::path::Path) -> TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    let options = |from: &std::path::Path, to: &std::path::Path| {
+        for item in std::fs::read_dir(from).unwrap() {
+            let item = item.unwrap();
+            if item.file_type().unwrap().is_file() {
+                std::fs::copy(item.path(), to.join(item.file_name())).unwrap();
+            }
+        }
+    };
+    options(dir, copy.path());
+    std::fs::create_dir(copy.path().join("db")).unwrap();
+    options(&dir.join("db"), &copy.path().join("db"));
+    copy
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_survives_a_crash() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_engine, mut log) = open(dir.path());
+    log.save_vote(&Vote::new(3, 9)).await.unwrap();
+    append(&mut log, 0..50).await;
+    let copy = crash(dir.path());
+    let (_engine, mut log) = open(copy.path());
+    assert_eq!(log.read_vote().await.unwrap(), Some(Vote::new(3, 9)));
+    assert_eq!(log.get_log_state().await.unwrap().last_log_id, Some(LogId::new_term_index(1, 49)));
+    assert_eq!(log.try_get_log_entries(0..100).await.unwrap().len(), 50);
+}
+
+#[tokio::test]
+async fn a_torn_tail_is_cut_off_and_work_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_engine, mut log) = open(dir.path());
+    append(&mut log, 0..50).await;
+    let copy = crash(dir.path());
+    // A record of which only the beginning reached the disk.
+    let path = wal(copy.path());
+    let mut bytes = std::fs::read(&path).unwrap();
+    let torn = bytes[bytes.len() - 300..bytes.len() - 150].to_vec();
+    bytes.extend_from_slice(&torn);
+    std::fs::write(&path, bytes).unwrap();
+    let (_engine, mut log) = open(copy.path());
+    assert_eq!(log.get_log_state().await.unwrap().last_log_id, Some(LogId::new_term_index(1, 49)));
+    append(&mut log, 50..60).await;
+    assert_eq!(log.try_get_log_entries(45..100).await.unwrap().len(), 15);
+}
+
+#[tokio::test]
+async fn a_log_that_lost_acknowledged_records_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_engine, mut log) = open(dir.path());
+    for index in 0..50 {
+        append(&mut log, index..index + 1).await;
+    }
+    let copy = crash(dir.path());
+    let path = wal(copy.path());
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &bytes[..bytes.len() - 1000]).unwrap();
+    let error = Engine::open(copy.path()).unwrap_err();
+    assert!(matches!(error, OpenError::LostRecords { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_directory_belongs_to_one_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = Engine::open(dir.path()).unwrap();
+    let error = Engine::open(dir.path()).unwrap_err();
+    assert!(matches!(error, OpenError::Locked { .. }), "{error}");
+    drop(engine);
+}
+
+#[tokio::test]
+async fn a_purged_log_opens_where_it_was_purged() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_engine, mut log) = open(dir.path());
+    append(&mut log, 0..100).await;
+    log.purge(LogId::new_term_index(1, 59)).await.unwrap();
+    log.save_vote(&Vote::new(1, 1)).await.unwrap();
+    let copy = crash(dir.path());
+    let (_engine, mut log) = open(copy.path());
+    let state = log.get_log_state().await.unwrap();
+    assert_eq!(state.last_purged_log_id, Some(LogId::new_term_index(1, 59)));
+    assert_eq!(log.try_get_log_entries(0..100).await.unwrap().len(), 40);
+}
+
+#[tokio::test]
+async fn one_sync_covers_all_appends_that_wait() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, log) = open(dir.path());
+    let before = engine.counters().syncs.load(std::sync::atomic::Ordering::Relaxed);
+    let mut waiting = Vec::new();
+    for index in 0..500 {
+        let mut log = log.clone();
+        let (flushed, completed) = TypeConfig::oneshot();
+        log.append([entry(index, 100)], IOFlushed::signal(flushed)).await.unwrap();
+        waiting.push(completed);
+    }
+    for completed in waiting {
+        completed.await.unwrap().unwrap();
+    }
+    let syncs = engine.counters().syncs.load(std::sync::atomic::Ordering::Relaxed) - before;
+    assert!(syncs < 500, "{syncs} syncs for 500 appends");
+}
+
+#[tokio::test]
+async fn a_long_range_streams_in_order_past_the_memory_tail() {
+    use futures::StreamExt;
+    let dir = tempfile::tempdir().unwrap();
+    let (_engine, mut log) = open(dir.path());
+    for start in (0..3000).step_by(100) {
+        log.blocking_append((start..start + 100).map(|index| entry(index, 8 << 10))).await.unwrap();
+    }
+    let indexes: Vec<u64> = log.entries_stream(0..3000).await.map(|entry| entry.unwrap().log_id.index).collect().await;
+    assert_eq!(indexes, (0..3000).collect::<Vec<_>>());
+    let limited = log.limited_get_log_entries(0, 3000).await.unwrap();
+    assert!(limited.len() > 50 && limited.len() < 200, "{} entries of 8 KiB in 1 MiB", limited.len());
+}
