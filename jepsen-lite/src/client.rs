@@ -74,6 +74,16 @@ pub enum Protocol {
     H2c,
 }
 
+impl Protocol {
+    /// As on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Http1 => "http1",
+            Self::H2c => "h2c",
+        }
+    }
+}
+
 /// One instance, or the balancer, as a client sees it.
 #[derive(Debug, Clone)]
 pub struct Client {
@@ -446,6 +456,11 @@ impl Reader {
         Ok(())
     }
 
+    /// Drops the connection, as a client does that walks out of its network; the next read goes on at another instance.
+    pub fn disconnect(&mut self) {
+        self.stream = None;
+    }
+
     /// Reads to the committed end.
     ///
     /// # Errors
@@ -546,7 +561,7 @@ impl Reader {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fake::{Fake, Mischief};
+    use crate::mock_gateway::{Fake, Mischief};
 
     fn key(text: &str) -> IdempotencyKey {
         IdempotencyKey::parse(text).unwrap()

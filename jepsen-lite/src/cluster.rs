@@ -291,22 +291,20 @@ impl Cluster {
     pub async fn leader(&mut self, within: Duration) -> Result<usize> {
         let deadline = Instant::now() + within;
         loop {
-            let mut newest: Option<(u64, String, usize)> = None;
+            // The latest term wins: a leader that was cut off may go on naming itself for a while. Within a term an instance
+            // that names itself comes before one that names another.
+            let mut newest: Option<(u64, bool, usize)> = None;
             for index in 0..self.instances.len() {
                 let instance = &mut self.instances[index];
                 if instance.process.is_paused() || !instance.process.is_running()? {
                     continue;
                 }
-                if let Reply::Ok(http::Cluster { leader: Some(leader), term, .. }) = instance.client.cluster().await
-                    && newest.as_ref().is_none_or(|(newest, ..)| term > *newest || leader == instance.id.as_str())
-                {
-                    newest = Some((term, leader, index));
+                if let Reply::Ok(http::Cluster { leader: Some(leader), term, .. }) = instance.client.cluster().await {
+                    newest = newest.max(Some((term, leader == instance.id.as_str(), index)));
                 }
             }
-            if let Some((_, leader, by)) = newest
-                && self.instances[by].id.as_str() == leader
-            {
-                return Ok(by);
+            if let Some((_, true, leader)) = newest {
+                return Ok(leader);
             }
             ensure!(Instant::now() < deadline, "no leader within {within:?}");
             tokio::time::sleep(POLL).await;

@@ -23,4 +23,4 @@ pub mod sse;
 pub mod workloads;
 
 #[cfg(test)]
-mod fake;
+mod mock_gateway;

@@ -271,7 +271,7 @@ async fn judge(mut response: Response<Incoming>, success: Success) -> Result<()>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fake::{Fake, Mischief};
+    use crate::mock_gateway::{Fake, Mischief};
 
     fn options(target: SocketAddr, protocol: Protocol) -> Options {
         Options {

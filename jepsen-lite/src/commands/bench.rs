@@ -92,7 +92,7 @@ struct Figures<'a> {
     seconds: u64,
     rounds: usize,
     connections: usize,
-    protocol: String,
+    protocol: &'static str,
     instances: usize,
     load_average_before: String,
     fdatasync_before: Summary,
@@ -130,13 +130,13 @@ pub async fn run(options: Options) -> Result<Report> {
     let fdatasync_after = fdatasync(&directory).await?;
 
     let mut text = format!(
-        "durable writes of {VALUE_BYTES} B, {} instances, {} s and {} rounds each, {:?}, up to {} connections\n\
+        "durable writes of {VALUE_BYTES} B, {} instances, {} s and {} rounds each, {}, up to {} connections\n\
          load average before: {}fdatasync before: {fdatasync_before}\nfdatasync after:  {fdatasync_after}\n\n\
          {:>7} {:>9} {:>10} {:>9} {:>9} {:>9} {:>7} {:>8} {:>8}\n",
         options.instances,
         options.secs,
         options.rounds,
-        options.protocol,
+        options.protocol.name(),
         options.connections,
         load_average_before,
         "clients",
@@ -175,7 +175,7 @@ pub async fn run(options: Options) -> Result<Report> {
         seconds: options.secs,
         rounds: options.rounds,
         connections: options.connections,
-        protocol: format!("{:?}", options.protocol),
+        protocol: options.protocol.name(),
         instances: options.instances,
         load_average_before: load_average_before.trim().to_owned(),
         fdatasync_before,

@@ -41,6 +41,8 @@ pub struct Options {
     /// Sessions that the clients share
     #[arg(long, default_value_t = 16)]
     sessions: u32,
+    #[arg(long, value_enum, default_value_t = Protocol::H2c)]
+    protocol: Protocol,
     /// Draws the moments of the cuts and the choices of the clients
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -88,18 +90,17 @@ pub async fn run(options: Options) -> Result<Report> {
             repeat_one_in: 50,
             seed: rng.random(),
         },
-        &cluster.clients(Protocol::H2c, Duration::from_secs(10)),
+        &cluster.clients(options.protocol, Duration::from_secs(10)),
     )?;
+    let recorder = load.recorder().clone();
     let outcome = break_and_judge(&mut cluster, load, &moments, &mut rng, &options).await;
-    if outcome.is_err() {
-        cluster.keep();
-    }
-    let Outcome { verdict, recoveries, seconds, events } = outcome?;
     let alarms = cluster.alarms()?;
-    let happened = recoveries.len() == moments.len();
-    let passed =
-        happened && verdict.anomalies.is_empty() && alarms.is_empty() && verdict.acknowledged >= options.appends;
-    conclude(&mut cluster, &events, passed)?;
+    let passed = alarms.is_empty()
+        && outcome.as_ref().is_ok_and(|Outcome { verdict, recoveries, .. }| {
+            recoveries.len() == moments.len() && verdict.anomalies.is_empty() && verdict.acknowledged >= options.appends
+        });
+    conclude(&mut cluster, &recorder.events(), passed)?;
+    let Outcome { verdict, recoveries, seconds } = outcome?;
 
     let recovery = Summary::of(&recoveries);
     let per_second = verdict.acknowledged as f64 / seconds;
@@ -119,8 +120,14 @@ pub async fn run(options: Options) -> Result<Report> {
         "durability",
         &openclaw,
         &format!(
-            "--instances {} --appends {} --power-cuts {} --clients {} --sessions {} --seed {}",
-            options.instances, options.appends, options.power_cuts, options.clients, options.sessions, options.seed
+            "--instances {} --appends {} --power-cuts {} --clients {} --sessions {} --protocol {} --seed {}",
+            options.instances,
+            options.appends,
+            options.power_cuts,
+            options.clients,
+            options.sessions,
+            options.protocol.name(),
+            options.seed
         ),
     );
     let figures = Figures {
@@ -143,7 +150,6 @@ struct Outcome {
     verdict: Verdict,
     recoveries: Vec<Duration>,
     seconds: f64,
-    events: Vec<crate::history::Event>,
 }
 
 async fn break_and_judge(
@@ -157,9 +163,7 @@ async fn break_and_judge(
     let (progress, recorder) = (load.progress().clone(), load.recorder().clone());
     let mut recoveries = Vec::new();
     for (&moment, number) in moments.iter().zip(1..) {
-        tokio::time::timeout(READY * 10, progress.reached(moment))
-            .await
-            .with_context(|| format!("only {} writes were acknowledged", progress.acknowledged()))?;
+        progress.reached(moment, READY).await?;
         tokio::time::sleep(Duration::from_millis(rng.random_range(0..JITTER_MS))).await;
         recorder.note(What::Fault { fault: "kill all".into() });
         let killed = progress.mark();
@@ -183,11 +187,9 @@ async fn break_and_judge(
             recoveries.last().copied().unwrap_or_default()
         );
     }
-    tokio::time::timeout(READY * 10, progress.reached(options.appends))
-        .await
-        .with_context(|| format!("only {} writes were acknowledged", progress.acknowledged()))?;
+    progress.reached(options.appends, READY).await?;
     let seconds = begin.elapsed().as_secs_f64();
     cluster.wait_converged(SETTLE).await?;
     let verdict = load.judge().await?;
-    Ok(Outcome { verdict, recoveries, seconds, events: recorder.events() })
+    Ok(Outcome { verdict, recoveries, seconds })
 }

@@ -13,7 +13,7 @@ use crate::checkers::append::Verdict;
 use crate::client::Protocol;
 use crate::cluster::{self, Cluster};
 use crate::figures::Summary;
-use crate::history::{Event, What};
+use crate::history::What;
 use crate::workloads::append::{self, Load};
 
 /// Writes that must be acknowledged between the healing of one round and the kill of the next.
@@ -98,14 +98,15 @@ pub async fn run(options: Options) -> Result<Report> {
         },
         &cluster.clients(Protocol::Http1, Duration::from_secs(10)),
     )?;
+    let recorder = load.recorder().clone();
     let outcome = break_and_judge(&mut cluster, load, &mut rng, &options).await;
-    if outcome.is_err() {
-        cluster.keep();
-    }
-    let Outcome { verdict, gaps, rejoins, events } = outcome?;
     let alarms = cluster.alarms()?;
-    let passed = gaps.len() == options.rounds as usize && verdict.anomalies.is_empty() && alarms.is_empty();
-    conclude(&mut cluster, &events, passed)?;
+    let passed = alarms.is_empty()
+        && outcome.as_ref().is_ok_and(|Outcome { verdict, gaps, .. }| {
+            gaps.len() == options.rounds as usize && verdict.anomalies.is_empty()
+        });
+    conclude(&mut cluster, &recorder.events(), passed)?;
+    let Outcome { verdict, gaps, rejoins } = outcome?;
 
     let (gap, rejoin) = (Summary::of(&gaps), Summary::of(&rejoins));
     let gap_ms: Vec<f64> = gaps.iter().map(|gap| (gap.as_secs_f64() * 10_000.0).round() / 10.0).collect();
@@ -154,7 +155,6 @@ struct Outcome {
     verdict: Verdict,
     gaps: Vec<Duration>,
     rejoins: Vec<Duration>,
-    events: Vec<Event>,
 }
 
 async fn break_and_judge(cluster: &mut Cluster, load: Load, rng: &mut StdRng, options: &Options) -> Result<Outcome> {
@@ -162,9 +162,7 @@ async fn break_and_judge(cluster: &mut Cluster, load: Load, rng: &mut StdRng, op
     let (mut gaps, mut rejoins) = (Vec::new(), Vec::new());
     for round in 1..=options.rounds {
         let enough = progress.acknowledged() + BETWEEN;
-        tokio::time::timeout(GIVE_UP, progress.reached(enough))
-            .await
-            .with_context(|| format!("the load does not get on before round {round}"))?;
+        progress.reached(enough, GIVE_UP).await?;
         // The kill should not always fall at the same distance from a heartbeat or a write.
         tokio::time::sleep(Duration::from_millis(rng.random_range(0..200))).await;
         let leader = cluster.leader(GIVE_UP).await?;
@@ -188,5 +186,5 @@ async fn break_and_judge(cluster: &mut Cluster, load: Load, rng: &mut StdRng, op
     progress.stop();
     cluster.wait_all_ready(READY).await?;
     let verdict = load.judge().await?;
-    Ok(Outcome { verdict, gaps, rejoins, events: recorder.events() })
+    Ok(Outcome { verdict, gaps, rejoins })
 }

@@ -69,8 +69,19 @@ impl Progress {
     }
 
     /// Waits until so many writes are acknowledged.
-    pub async fn reached(&self, appends: u64) {
-        self.until(|| self.acknowledged() >= appends).await;
+    ///
+    /// # Errors
+    /// When none is for as long as `stall`.
+    pub async fn reached(&self, appends: u64, stall: Duration) -> Result<()> {
+        loop {
+            let before = self.acknowledged();
+            if before >= appends {
+                return Ok(());
+            }
+            tokio::time::timeout(stall, self.until(|| self.acknowledged() > before)).await.with_context(|| {
+                format!("no write was acknowledged for {stall:?}; {before} of {appends} were before")
+            })?;
+        }
     }
 
     /// Begins to look for the first write that is sent from now on.
@@ -256,7 +267,7 @@ mod tests {
     use super::*;
     use crate::checkers::append::Anomaly;
     use crate::client::Protocol;
-    use crate::fake::{Fake, Mischief};
+    use crate::mock_gateway::{Fake, Mischief};
 
     fn options() -> Options {
         Options {
@@ -307,7 +318,9 @@ mod tests {
         assert!(progress.gap.lock().unwrap().first.is_none());
         progress.acknowledge(Instant::now());
         assert!(progress.first_after_mark().await >= mark);
-        progress.reached(2).await;
+        progress.reached(2, Duration::ZERO).await.unwrap();
+        let error = progress.reached(3, Duration::from_millis(1)).await.unwrap_err().to_string();
+        assert!(error.contains("2 of 3"), "{error}");
     }
 
     #[tokio::test]
@@ -315,7 +328,7 @@ mod tests {
         let fake = Fake::start(Mischief::None).await;
         let targets = [Client::new(fake.address(), Protocol::H2c, Duration::from_secs(5))];
         let load = Load::start(Options { appends: None, ..options() }, &targets).unwrap();
-        load.progress().reached(20).await;
+        load.progress().reached(20, Duration::from_secs(10)).await.unwrap();
         load.progress().stop();
         assert_eq!(load.judge().await.unwrap().anomalies, []);
     }
