@@ -1,3 +1,4 @@
 pub mod metrics;
 pub mod sessions;
+pub mod models;
 pub mod store;
