@@ -1,4 +1,5 @@
+pub mod agent;
 pub mod metrics;
-pub mod sessions;
 pub mod models;
+pub mod sessions;
 pub mod store;
