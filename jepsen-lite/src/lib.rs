@@ -15,6 +15,7 @@ pub mod checkers;
 pub mod client;
 pub mod cluster;
 pub mod commands;
+pub mod fakes;
 pub mod figures;
 pub mod history;
 pub mod network;
