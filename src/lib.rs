@@ -1,5 +1,4 @@
-pub mod agent;
+pub mod logging;
 pub mod metrics;
-pub mod models;
 pub mod sessions;
 pub mod store;
