@@ -1,3 +1,4 @@
+pub mod cli;
 pub mod logging;
 pub mod metrics;
 pub mod sessions;

@@ -1,1 +1,18 @@
-fn main() {}
+//! Arguments in, exit code out. Everything between is the library's.
+
+use std::process::ExitCode;
+
+use futures::future::BoxFuture;
+use openclaw::cli::Stopped;
+use openclaw_config::Loaded;
+
+fn main() -> ExitCode {
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        // Some library was first: it chose ring too, since no other provider is linked.
+    }
+    openclaw::cli::main(std::env::args_os(), serve).into()
+}
+
+fn serve(_loaded: Loaded) -> BoxFuture<'static, Result<(), Stopped>> {
+    Box::pin(async { Err(Stopped::Fatal("this build has no gateway".into())) })
+}
