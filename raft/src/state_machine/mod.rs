@@ -135,3 +135,6 @@ pub fn state_hash(tables: &(impl Tables + ?Sized)) -> Result<[u8; 32], TableErro
     })?;
     Ok(hash.finalize().into())
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,344 @@
+//! The bytes that logs, tables and snapshots hold outlive a release. `golden/` keeps what each kind of them looked like
+//! when it was first released; today's code must write the same bytes and read the old ones to the same value.
+//!
+//! A difference is a change of format, and needs a new field number or a new format version, not new files. Files for
+//! what is new are written by `OPENCLAW_WRITE_GOLDEN=1 cargo test -p openclaw-raft --test golden -- keep_their_bytes`,
+//! which never overwrites one; to change a file deliberately, delete it first.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use openclaw_proto::state::{
+    Accept, Accepted, AppendEntry, Appended, Cancel, Command, Complete, Conflict, DeleteSession, Done, DuplicateTurn,
+    Entry, ExpireInstance, Fail, Fenced, ForgetInstance, InboxKey, InboxRecord, Instance, InstanceRegistered,
+    InstanceTaken, KeyReused, NotFound, Outcome, QueueFull, Refused, RegisterInstance, RenewInstance, ResetSession,
+    Role, Session, SessionDeleted, SessionReset, SetDraining, Stale, Sweep, Swept, Turn, TurnEnded, TurnState, Usage,
+    command, inbox_record, outcome,
+};
+use openclaw_raft::command::{kind_name, outcome_name};
+use openclaw_raft::state_machine::{
+    LogPosition, MemoryTables, STATE_FORMAT_VERSION, SnapshotReader, SnapshotRow, SnapshotWriter, Write, decide,
+    state_hash,
+};
+use prost::Message;
+
+const SESSION: &str = "agent:main:main";
+const TURN: &str = "0192e0a1b2c37d4e8f90a1b2c3d4e5f6";
+const NOW_MS: u64 = 1_700_000_000_123;
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+}
+
+/// The stored bytes of `name`, after writing today's where none are stored and that was asked for.
+fn stored(name: &str, today: &[u8]) -> Vec<u8> {
+    let path = folder().join(name).with_added_extension("hex");
+    if !path.exists() && std::env::var_os("OPENCLAW_WRITE_GOLDEN").is_some() {
+        fs::write(&path, to_hex(today)).unwrap();
+    }
+    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    from_hex(&text)
+}
+
+/// 32 bytes a line.
+fn to_hex(bytes: &[u8]) -> String {
+    let line = |line: &[u8]| line.iter().map(|byte| format!("{byte:02x}")).chain(["\n".to_owned()]).collect::<String>();
+    bytes.chunks(32).map(line).collect()
+}
+
+fn from_hex(text: &str) -> Vec<u8> {
+    let digits: Vec<_> = text.chars().filter(|c| !c.is_whitespace()).map(|c| c.to_digit(16).unwrap() as u8).collect();
+    assert!(digits.len().is_multiple_of(2));
+    digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect()
+}
+
+/// Today's bytes of `value` are the stored ones, and the stored ones still mean `value`.
+fn check<M: Message + Default + PartialEq + Debug>(name: &str, value: &M) {
+    let today = value.encode_to_vec();
+    let stored = stored(name, &today);
+    assert_eq!(to_hex(&today), to_hex(&stored), "{name} is written otherwise than before");
+    assert_eq!(M::decode(&*stored).unwrap(), *value, "{name} is read otherwise than before");
+}
+
+fn usage() -> Option<Usage> {
+    Some(Usage { input_tokens: 300, output_tokens: 5 })
+}
+
+fn session() -> Session {
+    Session {
+        key: SESSION.to_owned(),
+        agent_id: "main".to_owned(),
+        model: "echo/echo".to_owned(),
+        created_ms: NOW_MS,
+        updated_ms: NOW_MS + 1,
+        head_seq: 400,
+        reset_seq: 3,
+        usage: usage(),
+        turn_count: 7,
+        running_turn: TURN.to_owned(),
+        queued_turns: vec!["0a".to_owned(), "0b".to_owned()],
+    }
+}
+
+fn entry() -> Entry {
+    Entry {
+        seq: 400,
+        id: "00000190".to_owned(),
+        role: Role::Assistant.into(),
+        text: "Grüße".to_owned(),
+        created_ms: NOW_MS,
+        turn_id: TURN.to_owned(),
+        model: "echo/echo".to_owned(),
+        usage: usage(),
+    }
+}
+
+fn turn() -> Turn {
+    Turn {
+        id: TURN.to_owned(),
+        session_key: SESSION.to_owned(),
+        state: TurnState::Failed.into(),
+        runner: "node-1".to_owned(),
+        fencing_token: 1000,
+        attempt: 2,
+        user_seq: 399,
+        reply_seq: 400,
+        agent_id: "main".to_owned(),
+        model: "echo/echo".to_owned(),
+        accepted_ms: NOW_MS,
+        started_ms: NOW_MS + 1,
+        finished_ms: NOW_MS + 2,
+        usage: usage(),
+        error_code: "model_failed".to_owned(),
+        error_message: "no".to_owned(),
+        answered_by: "echo/echo".to_owned(),
+    }
+}
+
+fn instance() -> Instance {
+    Instance {
+        instance_id: "node-1".to_owned(),
+        boot_id: "b1".to_owned(),
+        epoch: 900,
+        renewal: 17,
+        http_addr: "10.0.0.1:3000".to_owned(),
+        peer_addr: "10.0.0.1:3100".to_owned(),
+        version: "0.1.0".to_owned(),
+        last_seen_ms: NOW_MS,
+        draining: true,
+        live: true,
+    }
+}
+
+fn inbox() -> Option<InboxKey> {
+    let body_hash = (0..32).collect::<Vec<u8>>().into();
+    Some(InboxKey { account: "http".to_owned(), external_id: "key-1".to_owned(), body_hash })
+}
+
+fn commands() -> Vec<command::Kind> {
+    let (session_key, turn_id, instance_id) = (SESSION.to_owned(), TURN.to_owned(), "node-1".to_owned());
+    vec![
+        command::Kind::Accept(Accept {
+            inbox: inbox(),
+            session_key: session_key.clone(),
+            turn_id: turn_id.clone(),
+            text: "Hello".to_owned(),
+            agent_id: "main".to_owned(),
+            model: "echo/echo".to_owned(),
+            runner: instance_id.clone(),
+            max_queued: 20,
+        }),
+        command::Kind::Complete(Complete {
+            turn_id: turn_id.clone(),
+            fencing_token: 1000,
+            text: "Grüße".to_owned(),
+            model: "echo/echo".to_owned(),
+            usage: usage(),
+        }),
+        command::Kind::Fail(Fail {
+            turn_id: turn_id.clone(),
+            fencing_token: 1000,
+            error_code: "model_failed".to_owned(),
+            error_message: "no".to_owned(),
+        }),
+        command::Kind::Cancel(Cancel { turn_id }),
+        command::Kind::AppendEntry(AppendEntry {
+            inbox: inbox(),
+            session_key: session_key.clone(),
+            role: Role::System.into(),
+            text: "note".to_owned(),
+            expected_head: Some(0),
+        }),
+        command::Kind::ResetSession(ResetSession { inbox: inbox(), session_key: session_key.clone() }),
+        command::Kind::DeleteSession(DeleteSession { inbox: inbox(), session_key }),
+        command::Kind::RegisterInstance(RegisterInstance {
+            instance_id: instance_id.clone(),
+            boot_id: "b2".to_owned(),
+            http_addr: "10.0.0.1:3000".to_owned(),
+            peer_addr: "10.0.0.1:3100".to_owned(),
+            version: "0.1.0".to_owned(),
+            previous_boot_id: "b1".to_owned(),
+        }),
+        command::Kind::RenewInstance(RenewInstance { instance_id: instance_id.clone(), epoch: 900, renewal: 18 }),
+        command::Kind::ExpireInstance(ExpireInstance {
+            instance_id: instance_id.clone(),
+            epoch: 900,
+            renewal: 18,
+            term: 4,
+            max_attempts: 3,
+        }),
+        command::Kind::SetDraining(SetDraining { instance_id: instance_id.clone(), epoch: 900, draining: true }),
+        command::Kind::ForgetInstance(ForgetInstance { instance_id }),
+        command::Kind::Sweep(Sweep { max_rows: 500 }),
+    ]
+}
+
+fn outcomes() -> Vec<outcome::Kind> {
+    vec![
+        outcome::Kind::Accepted(Accepted { turn: Some(turn()) }),
+        outcome::Kind::DuplicateTurn(DuplicateTurn { turn_id: TURN.to_owned(), session_key: SESSION.to_owned() }),
+        outcome::Kind::KeyReused(KeyReused {}),
+        outcome::Kind::QueueFull(QueueFull { depth: 20 }),
+        outcome::Kind::TurnEnded(TurnEnded { turn: Some(turn()) }),
+        outcome::Kind::Fenced(Fenced { presented: 999, current: 1000 }),
+        outcome::Kind::NotFound(NotFound {}),
+        outcome::Kind::Appended(Appended { seq: 400, id: "00000190".to_owned() }),
+        outcome::Kind::Conflict(Conflict { expected: 399, actual: 400 }),
+        outcome::Kind::SessionReset(SessionReset { reset_seq: 400 }),
+        outcome::Kind::SessionDeleted(SessionDeleted { entry_count: 400 }),
+        outcome::Kind::InstanceRegistered(InstanceRegistered { epoch: 900 }),
+        outcome::Kind::InstanceTaken(InstanceTaken { boot_id: "b1".to_owned(), last_seen_ms: NOW_MS }),
+        outcome::Kind::Done(Done {}),
+        outcome::Kind::Stale(Stale {}),
+        outcome::Kind::Swept(Swept { rows: 500, more: true }),
+        outcome::Kind::Refused(Refused { reason: "the inbox key is missing".to_owned() }),
+    ]
+}
+
+fn answers() -> Vec<(&'static str, inbox_record::Answer)> {
+    use inbox_record::Answer;
+    let name = |answer: &Answer| match answer {
+        Answer::TurnId(_) => "turn_id",
+        Answer::Appended(_) => "appended",
+        Answer::SessionReset(_) => "session_reset",
+        Answer::SessionDeleted(_) => "session_deleted",
+    };
+    let answers = [
+        Answer::TurnId(TURN.to_owned()),
+        Answer::Appended(Appended { seq: 400, id: "00000190".to_owned() }),
+        Answer::SessionReset(SessionReset { reset_seq: 400 }),
+        Answer::SessionDeleted(SessionDeleted { entry_count: 400 }),
+    ];
+    answers.into_iter().map(|answer| (name(&answer), answer)).collect()
+}
+
+fn command(kind: command::Kind) -> Command {
+    Command { now_ms: NOW_MS, kind: Some(kind) }
+}
+
+#[test]
+fn commands_keep_their_bytes() {
+    for kind in commands() {
+        check(&format!("command.{}", kind_name(&kind)), &command(kind));
+    }
+}
+
+#[test]
+fn outcomes_keep_their_bytes() {
+    for kind in outcomes() {
+        check(&format!("outcome.{}", outcome_name(&kind)), &Outcome { kind: Some(kind) });
+    }
+}
+
+#[test]
+fn rows_keep_their_bytes() {
+    check("row.session", &session());
+    check("row.entry", &entry());
+    check("row.turn", &turn());
+    check("row.instance", &instance());
+    for (name, answer) in answers() {
+        let body_hash = inbox().unwrap().body_hash;
+        let record = InboxRecord { body_hash, created_ms: NOW_MS, answer: Some(answer) };
+        check(&format!("row.inbox_record.{name}"), &record);
+    }
+}
+
+/// A state in which every table has a row, made by a log of all commands.
+fn state() -> MemoryTables {
+    let mut tables = MemoryTables::default();
+    let register =
+        RegisterInstance { instance_id: "node-2".to_owned(), boot_id: "b0".to_owned(), ..RegisterInstance::default() };
+    let mut log = commands();
+    log.insert(0, command::Kind::RegisterInstance(register));
+    // The key was used by the first accept; under another one this is the message that still runs at the end.
+    let last = Accept {
+        inbox: Some(InboxKey { external_id: "key-2".to_owned(), ..inbox().unwrap() }),
+        session_key: format!("{SESSION}:2"),
+        turn_id: "0c".to_owned(),
+        agent_id: "main".to_owned(),
+        runner: "node-1".to_owned(),
+        ..Accept::default()
+    };
+    log.push(command::Kind::Accept(last));
+    for (at, kind) in log.into_iter().enumerate() {
+        let position = LogPosition { index: at as u64 + 1, term: 4 };
+        let decision = decide(&tables, position, &command(kind)).unwrap();
+        tables.apply(decision.writes);
+    }
+    tables
+}
+
+#[test]
+fn snapshots_keep_their_bytes() {
+    let tables = state();
+    let mut writer = SnapshotWriter::new(Vec::new(), b"meta of the caller").unwrap();
+    writer.rows_of(&tables).unwrap();
+    let (today, _) = writer.finish().unwrap();
+    let stored = stored(&format!("snapshot.v{STATE_FORMAT_VERSION}"), &today);
+    assert_eq!(to_hex(&today), to_hex(&stored), "a snapshot is written otherwise than before");
+
+    let mut reader = SnapshotReader::new(&*stored).unwrap();
+    assert_eq!(reader.meta(), b"meta of the caller");
+    let mut read = MemoryTables::default();
+    let mut seen = BTreeSet::new();
+    while let Some(SnapshotRow { table, key, value }) = reader.next_row().unwrap() {
+        seen.insert(table);
+        read.apply([Write { table, key, value: Some(value) }]);
+    }
+    assert_eq!(seen.len(), openclaw_raft::state_machine::Table::COUNT, "every table has a row in it");
+    assert_eq!(state_hash(&read).unwrap(), state_hash(&tables).unwrap());
+}
+
+/// The field names of a oneof in state.proto.
+fn oneof(message: &str, name: &str) -> BTreeSet<String> {
+    let proto = include_str!("../../proto/state.proto");
+    let (_, from_message) = proto.split_once(&format!("\nmessage {message} {{")).unwrap();
+    let (_, from_oneof) = from_message.split_once(&format!("oneof {name} {{")).unwrap();
+    let (fields, _) = from_oneof.split_once('}').unwrap();
+    let fields = fields.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("//"));
+    fields.map(|field| field.split_whitespace().nth(1).unwrap().to_owned()).collect()
+}
+
+#[test]
+fn every_variant_has_golden_bytes_and_every_file_is_checked() {
+    let samples = [
+        ("command", oneof("Command", "kind"), commands().iter().map(kind_name).collect::<BTreeSet<_>>()),
+        ("outcome", oneof("Outcome", "kind"), outcomes().iter().map(outcome_name).collect()),
+        ("row.inbox_record", oneof("InboxRecord", "answer"), answers().iter().map(|(name, _)| *name).collect()),
+    ];
+    let mut expected: BTreeSet<_> =
+        ["row.session", "row.entry", "row.turn", "row.instance"].map(|name| format!("{name}.hex")).into();
+    expected.insert(format!("snapshot.v{STATE_FORMAT_VERSION}.hex"));
+    for (group, declared, sampled) in samples {
+        assert!(declared.len() > 3, "state.proto is read wrong");
+        assert_eq!(declared, sampled.iter().map(|name| (*name).to_owned()).collect(), "{group}: a sample is missing");
+        expected.extend(declared.iter().map(|name| format!("{group}.{name}.hex")));
+    }
+    let files: BTreeSet<_> =
+        fs::read_dir(folder()).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+    assert_eq!(files, expected);
+}
