@@ -1,5 +1,7 @@
+pub mod agent;
 pub mod cli;
 pub mod logging;
 pub mod metrics;
+pub mod models;
 pub mod sessions;
 pub mod store;
