@@ -151,12 +151,126 @@ fn start() -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_arguments_are_one_line_that_says_what_to_do() {
-    let cases: &[(&[&str], &str)] = &[(
-        &["gatewai"],
-        "unrecognized subcommand 'gatewai'; a similar subcommand exists: 'gateway'; see `openclaw --help`",
-    )];
+    let cases: &[(&str, &str)] = &[
+        ("gatewai", "unrecognized subcommand 'gatewai'; a similar subcommand exists: 'gateway'; see `openclaw --help`"),
+        (
+            "gateway --prot 3001",
+            "unexpected argument '--prot' found; a similar argument exists: '--port'; see `openclaw gateway --help`",
+        ),
+        (
+            "gateway --port 0",
+            "invalid value '0' for '--port <PORT>': 0 is not in 1..=65535; see `openclaw gateway --help`",
+        ),
+        (
+            "gateway --port 70000",
+            "invalid value '70000' for '--port <PORT>': 70000 is not in 1..=65535; see `openclaw gateway --help`",
+        ),
+        (
+            "gateway --port x",
+            "invalid value 'x' for '--port <PORT>': invalid digit found in string; see `openclaw gateway --help`",
+        ),
+        (
+            "gateway --bind everywhere",
+            "invalid value 'everywhere' for '--bind <WHERE>': \"everywhere\" is not \"loopback\", \"lan\", an IP address, or a list of IP addresses; see `openclaw gateway --help`",
+        ),
+        (
+            "gateway --instance-id Node_1",
+            "invalid value 'Node_1' for '--instance-id <ID>': instance id has the character 'N' at byte 0; allowed are a-z, 0-9, '-' and '.', the first a letter or digit; see `openclaw gateway --help`",
+        ),
+        (
+            "gateway --instance-id",
+            "a value is required for '--instance-id <ID>' but none was supplied; see `openclaw gateway --help`",
+        ),
+        (
+            "gateway --bootstrap node-1",
+            "invalid value 'node-1' for '--bootstrap <ID=HOST:PORT,..>': \"node-1\" is not <instance id>=<host>:<port>; see `openclaw gateway --help`",
+        ),
+        (
+            "gateway --bootstrap node-1=10.0.0.1",
+            "invalid value 'node-1=10.0.0.1' for '--bootstrap <ID=HOST:PORT,..>': \"node-1=10.0.0.1\": \"10.0.0.1\" is not host:port; see `openclaw gateway --help`",
+        ),
+        (
+            "gateway --join here",
+            "invalid value 'here' for '--join <HOST:PORT,..>': \"here\" is not host:port; see `openclaw gateway --help`",
+        ),
+        (
+            "gateway --join 10.0.0.1:3100 --bootstrap node-1=10.0.0.1:3100",
+            "the argument '--join <HOST:PORT,..>' cannot be used with '--bootstrap <ID=HOST:PORT,..>'; see `openclaw gateway --help`",
+        ),
+        (
+            "gateway --peer-listen localhost:3100",
+            "invalid value 'localhost:3100' for '--peer-listen <IP:PORT>': invalid socket address syntax; see `openclaw gateway --help`",
+        ),
+        (
+            "gateway --log-format xml",
+            "invalid value 'xml' for '--log-format <FORMAT>' [possible values: auto, json, text]; see `openclaw gateway --help`",
+        ),
+        ("gateway --token secret", "unexpected argument '--token' found; see `openclaw gateway --help`"),
+        ("demo --port 65500", "--port 65500 leaves no room for the instances' ports; choose one below 65400"),
+        (
+            "demo --token-delay-ms 10001",
+            "invalid value '10001' for '--token-delay-ms <MS>': 10001 is not in 0..=10000; see `openclaw demo --help`",
+        ),
+        ("chat", "the message on stdin is empty; give one with --message"),
+        ("chat -m", "a value is required for '--message <TEXT>' but none was supplied; see `openclaw chat --help`"),
+        (
+            "chat -m x --session cron:1",
+            "invalid value 'cron:1' for '--session <KEY>': session key \"cron:1\" is reserved; see `openclaw chat --help`",
+        ),
+        (
+            "chat -m x --model gpt",
+            "invalid value 'gpt' for '--model <MODEL>': \"gpt\" is not <provider>/<model>; see `openclaw chat --help`",
+        ),
+        (
+            "chat -m x --agent Main",
+            "invalid value 'Main' for '--agent <AGENT>': agent id has the character 'M' at byte 0; allowed are a-z, 0-9, '_' and '-', the first a letter or digit; see `openclaw chat --help`",
+        ),
+        ("status --url ftp://x", "--url (or OPENCLAW_URL): the scheme \"ftp\" is not http, https or unix"),
+        (
+            "health --url http://user:hunter2@h",
+            "--url (or OPENCLAW_URL): credentials do not belong in a URL; set OPENCLAW_GATEWAY_TOKEN",
+        ),
+        (
+            "health --request-timeout 0",
+            "invalid value '0' for '--request-timeout <SECONDS>': 0 is not in 1..=3600; see `openclaw health --help`",
+        ),
+        (
+            "cluster remove",
+            "the following required arguments were not provided: <INSTANCE>; see `openclaw cluster remove --help`",
+        ),
+        ("cluster transfer-leader a b", "unexpected argument 'b' found; see `openclaw cluster transfer-leader --help`"),
+        (
+            "cluster certs --out /nonexistent/certs node-1",
+            "/nonexistent/certs has no authority yet; name the cluster with --cluster-id to make one",
+        ),
+        (
+            "cluster certs --out x --days 0 node-1",
+            "invalid value '0' for '--days <DAYS>': 0 is not in 1..=3650; see `openclaw cluster certs --help`",
+        ),
+        (
+            "sessions list --limit 0",
+            "invalid value '0' for '--limit <N>': 0 is not in 1..=1000000; see `openclaw sessions list --help`",
+        ),
+        (
+            "sessions export s --format xml",
+            "invalid value 'xml' for '--format <FORMAT>' [possible values: jsonl, json]; see `openclaw sessions export --help`",
+        ),
+        (
+            "maintenance of",
+            "unrecognized subcommand 'of'; a similar subcommand exists: 'off'; see `openclaw maintenance --help`",
+        ),
+        ("config check --strict", "unexpected argument '--strict' found; see `openclaw config check --help`"),
+        (
+            "completions tcsh",
+            "invalid value 'tcsh' for '<SHELL>' [possible values: bash, elvish, fish, powershell, zsh]; a similar value exists: 'zsh'; see `openclaw completions --help`",
+        ),
+        (
+            "status --token-file /nonexistent",
+            "the token file /nonexistent cannot be read: No such file or directory (os error 2)",
+        ),
+    ];
     for (arguments, expected) in cases {
-        let said = run(arguments).await;
+        let said = run(&arguments.split(' ').collect::<Vec<_>>()).await;
         assert_eq!(said.stderr, format!("error: {expected}\n"), "{arguments:?}");
         assert_eq!((said.code, said.stdout.as_str()), (2, ""), "{arguments:?}");
     }
@@ -183,6 +297,7 @@ async fn help_and_version_are_answers() {
         assert!(!said.stdout.is_empty());
     }
     assert!(run(&["--help"]).await.stdout.contains("Exit codes:"));
+    assert!(run(&["--version"]).await.stdout.contains("(state format "));
     let said = run(&[]).await;
     assert_eq!((said.code, said.stdout.as_str()), (2, ""));
     assert!(said.stderr.contains("Usage: openclaw"));

@@ -22,15 +22,17 @@ mod target;
 
 use std::ffi::OsString;
 use std::future::Future;
+use std::sync::LazyLock;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use openclaw_raft::state_machine::STATE_FORMAT_VERSION;
 
 pub use exit::{Exit, Failure};
 pub use gateway::{Serve, Stopped};
 
 /// A clustered gateway between chat channels and AI models.
 #[derive(Debug, Parser)]
-#[command(name = "openclaw", version, after_help = Exit::HELP, max_term_width = 110)]
+#[command(name = "openclaw", version = VERSION.as_str(), after_help = Exit::HELP, max_term_width = 110)]
 #[command(subcommand_required = true, arg_required_else_help = true, disable_help_subcommand = true)]
 pub(crate) struct Cli {
     #[command(subcommand)]
@@ -39,6 +41,10 @@ pub(crate) struct Cli {
     #[arg(long, global = true)]
     json: bool,
 }
+
+/// The release, and what of it matters when releases are mixed: a state format that another one may not read.
+static VERSION: LazyLock<String> =
+    LazyLock::new(|| format!("{} (state format {STATE_FORMAT_VERSION})", env!("CARGO_PKG_VERSION")));
 
 #[derive(Debug, Subcommand)]
 enum Command {
