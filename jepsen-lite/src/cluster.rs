@@ -24,6 +24,8 @@ use crate::process::{Process, Program};
 /// gets an instance's port while it is down.
 const PORTS: std::ops::Range<u16> = 12_000..32_000;
 const POLL: Duration = Duration::from_millis(10);
+/// How often a starting instance is asked whether it is ready: starts are measured by it.
+const READY_POLL: Duration = Duration::from_millis(2);
 /// Time limit of the harness's own questions.
 const ASK: Duration = Duration::from_secs(2);
 /// Words in a log line that no run may show.
@@ -97,7 +99,7 @@ impl Instance {
             if begin.elapsed() > within {
                 bail!("{} is not ready after {within:?}; its log ends:\n{}", self.id, self.process.log_tail());
             }
-            tokio::time::sleep(POLL).await;
+            tokio::time::sleep(READY_POLL).await;
         }
         Ok(begin.elapsed())
     }

@@ -15,6 +15,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use openclaw_proto::http::IDEMPOTENCY_KEY;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
@@ -32,6 +33,7 @@ pub struct Call {
     content_type: HeaderValue,
     body: Bytes,
     success: Success,
+    keys: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +46,7 @@ impl Call {
     /// A POST of JSON that is answered with `status`.
     pub fn json(path: impl Into<String>, body: impl Into<Bytes>, status: StatusCode) -> Self {
         let content_type = HeaderValue::from_static("application/json");
-        Self { path: path.into(), content_type, body: body.into(), success: Success::Status(status) }
+        Self { path: path.into(), content_type, body: body.into(), success: Success::Status(status), keys: None }
     }
 
     /// A unary gRPC call.
@@ -58,7 +60,12 @@ impl Call {
         body.put_u32(u32::try_from(length).context("a message beyond 4 GiB")?);
         message.encode(&mut body).context("encode the message")?;
         let content_type = HeaderValue::from_static("application/grpc");
-        Ok(Self { path: path.into(), content_type, body: body.freeze(), success: Success::Grpc })
+        Ok(Self { path: path.into(), content_type, body: body.freeze(), success: Success::Grpc, keys: None })
+    }
+
+    /// Gives every request an idempotency key of its own, which begins with `prefix`.
+    pub fn with_keys(self, prefix: impl Into<String>) -> Self {
+        Self { keys: Some(prefix.into()), ..self }
     }
 
     fn prepare(&self, target: SocketAddr, protocol: Protocol) -> Result<Prepared> {
@@ -75,7 +82,7 @@ impl Call {
             Protocol::H2c => format!("http://{target}{}", self.path),
         };
         let uri = Uri::try_from(uri).context("address of a request")?;
-        Ok(Prepared { uri, headers, body: self.body.clone(), success: self.success })
+        Ok(Prepared { uri, headers, body: self.body.clone(), success: self.success, keys: self.keys.clone(), sent: 0 })
     }
 }
 
@@ -155,8 +162,8 @@ pub async fn run(options: &Options, calls: &[Call], mut measured: impl FnMut()) 
 pub async fn once(target: SocketAddr, protocol: Protocol, call: &Call) -> Result<()> {
     let mut drivers = JoinSet::new();
     let mut sender = connect(target, protocol, &mut drivers).await?;
-    let prepared = call.prepare(target, protocol)?;
-    tokio::time::timeout(PATIENCE, sender.call(&prepared)).await.context("no answer")?
+    let mut prepared = call.prepare(target, protocol)?;
+    tokio::time::timeout(PATIENCE, sender.call(&mut prepared)).await.context("no answer")?
 }
 
 enum Sender {
@@ -169,6 +176,23 @@ struct Prepared {
     headers: HeaderMap,
     body: Bytes,
     success: Success,
+    keys: Option<String>,
+    sent: u64,
+}
+
+impl Prepared {
+    fn request(&mut self) -> Result<Request<Full<Bytes>>> {
+        let mut request = Request::new(Full::new(self.body.clone()));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = self.uri.clone();
+        *request.headers_mut() = self.headers.clone();
+        if let Some(prefix) = &self.keys {
+            let key = HeaderValue::try_from(format!("{prefix}{}", self.sent)).context("idempotency key")?;
+            request.headers_mut().insert(IDEMPOTENCY_KEY, key);
+            self.sent += 1;
+        }
+        Ok(request)
+    }
 }
 
 async fn connect(target: SocketAddr, protocol: Protocol, drivers: &mut JoinSet<()>) -> Result<Sender> {
@@ -190,14 +214,14 @@ async fn connect(target: SocketAddr, protocol: Protocol, drivers: &mut JoinSet<(
     })
 }
 
-async fn client(mut sender: Sender, prepared: Prepared, begin: Instant, end: Instant) -> Outcome {
+async fn client(mut sender: Sender, mut prepared: Prepared, begin: Instant, end: Instant) -> Outcome {
     let mut outcome = Outcome::default();
     loop {
         let sent = Instant::now();
         if sent >= end {
             return outcome;
         }
-        let result = tokio::time::timeout(PATIENCE, sender.call(&prepared)).await;
+        let result = tokio::time::timeout(PATIENCE, sender.call(&mut prepared)).await;
         let answered = Instant::now();
         let error = match result {
             Ok(Ok(())) => {
@@ -227,11 +251,8 @@ impl Sender {
         }
     }
 
-    async fn call(&mut self, prepared: &Prepared) -> Result<()> {
-        let mut request = Request::new(Full::new(prepared.body.clone()));
-        *request.method_mut() = Method::POST;
-        *request.uri_mut() = prepared.uri.clone();
-        *request.headers_mut() = prepared.headers.clone();
+    async fn call(&mut self, prepared: &mut Prepared) -> Result<()> {
+        let request = prepared.request()?;
         let response = match self {
             Self::H1(sender) => {
                 sender.ready().await?;
@@ -294,7 +315,10 @@ mod tests {
         for protocol in [Protocol::Http1, Protocol::H2c] {
             let mut reads = 0;
             let options = options(fake.address(), protocol);
-            let outcome = run(&options, &calls(StatusCode::CREATED), || reads += 1).await.unwrap();
+            let calls = calls(StatusCode::CREATED);
+            let calls: Vec<_> =
+                (0..).zip(calls).map(|(n, call): (u32, Call)| call.with_keys(format!("{n}-"))).collect();
+            let outcome = run(&options, &calls, || reads += 1).await.unwrap();
             assert_eq!((outcome.errors, outcome.first_error, reads), (0, None, 2));
             assert!(!outcome.samples.is_empty());
         }

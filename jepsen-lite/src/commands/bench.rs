@@ -44,6 +44,9 @@ pub struct Options {
     /// How requests travel to the gateway; etcd speaks HTTP/2
     #[arg(long, value_enum, default_value_t = Protocol::H2c)]
     protocol: Protocol,
+    /// Send every append under an idempotency key of its own, as a client does that repeats what failed
+    #[arg(long)]
+    keys: bool,
     #[arg(long, default_value_t = 3)]
     instances: usize,
     /// Also measure an etcd, such as Debian's /usr/bin/etcd
@@ -93,6 +96,7 @@ struct Figures<'a> {
     rounds: usize,
     connections: usize,
     protocol: &'static str,
+    keys: bool,
     instances: usize,
     load_average_before: String,
     fdatasync_before: Summary,
@@ -176,6 +180,7 @@ pub async fn run(options: Options) -> Result<Report> {
         rounds: options.rounds,
         connections: options.connections,
         protocol: options.protocol.name(),
+        keys: options.keys,
         instances: options.instances,
         load_average_before: load_average_before.trim().to_owned(),
         fdatasync_before,
@@ -221,7 +226,7 @@ async fn measure(cluster: &mut Cluster, etcd: Option<&Etcd>, options: &Options) 
                         let targets =
                             instances.iter().cycle().skip(leader).take(instances.len()).map(|one| one.http).collect();
                         let processes: Vec<&Process> = instances.iter().map(|instance| &instance.process).collect();
-                        let calls = appends(clients, round)?;
+                        let calls = appends(clients, round, options.keys)?;
                         row.measure(targets, options.protocol, &calls, &processes, options).await?;
                     }
                 }
@@ -233,13 +238,14 @@ async fn measure(cluster: &mut Cluster, etcd: Option<&Etcd>, options: &Options) 
 }
 
 /// One session per client, fresh in each round.
-fn appends(clients: usize, round: usize) -> Result<Vec<Call>> {
+fn appends(clients: usize, round: usize, keys: bool) -> Result<Vec<Call>> {
     let body = AppendRequest { role: Role::User, text: "x".repeat(VALUE_BYTES) };
     let body = bytes::Bytes::from(serde_json::to_vec(&body).context("encode the append")?);
     Ok((0..clients)
         .map(|client| {
             let path = format!("/api/v1/sessions/bench-{round}-{clients}-{client}/entries");
-            Call::json(path, body.clone(), StatusCode::CREATED)
+            let call = Call::json(path, body.clone(), StatusCode::CREATED);
+            if keys { call.with_keys(format!("bench-{round}-{clients}-{client}-")) } else { call }
         })
         .collect())
 }
@@ -349,7 +355,7 @@ mod tests {
 
     #[test]
     fn every_client_has_its_own_session_and_key() {
-        assert_eq!(appends(3, 1).unwrap().len(), 3);
+        assert_eq!(appends(3, 1, true).unwrap().len(), 3);
         assert_eq!(puts(3).unwrap().len(), 3);
     }
 }
