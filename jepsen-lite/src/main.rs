@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use jepsen_lite::commands::{bench, durability, failover, footprint};
+use jepsen_lite::fakes;
 
 /// Starts real instances, breaks or loads them, and judges what their clients were told.
 #[derive(Debug, Parser)]
@@ -23,18 +24,22 @@ enum Command {
     Bench(bench::Options),
     /// Idle memory, time from start to serving, size of the binary
     Footprint(footprint::Options),
+    /// Serve a model provider that is not one: real HTTP, every failure on request
+    Fake(fakes::cli::Args),
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let report = match Arguments::parse().command {
-        Command::Durability(options) => durability::run(options).await,
-        Command::Failover(options) => failover::run(options).await,
-        Command::Bench(options) => bench::run(options).await,
-        Command::Footprint(options) => footprint::run(options).await,
+        Command::Durability(options) => durability::run(options).await.map(Some),
+        Command::Failover(options) => failover::run(options).await.map(Some),
+        Command::Bench(options) => bench::run(options).await.map(Some),
+        Command::Footprint(options) => footprint::run(options).await.map(Some),
+        Command::Fake(options) => fakes::cli::run(options).await.map(|()| None),
     };
     match report {
-        Ok(report) => {
+        Ok(None) => ExitCode::SUCCESS,
+        Ok(Some(report)) => {
             #[expect(clippy::print_stdout, reason = "the report is what the program is for")]
             {
                 println!("{}", report.text);
@@ -46,5 +51,17 @@ async fn main() -> ExitCode {
             eprintln!("inconclusive: {error:#}");
             ExitCode::from(2)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
     }
 }
