@@ -1,0 +1,398 @@
+//! The built binary, three processes at a time, as clients and operators meet it: conversations, kills, restarts, cuts.
+//!
+//! Each test waits for conditions with deadlines that a busy machine keeps too; what is fast is measured by
+//! `cargo jepsen`, not here. When a test fails it prints where every instance's log is.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use jepsen_lite::client::{Answer, Client, Failure, Protocol, Reader, Reply, append_until};
+use jepsen_lite::cluster::{Cluster, Options};
+use jepsen_lite::network::Balancer;
+use jepsen_lite::workloads::append::{self, Load};
+use openclaw_proto::http::{ChatRequest, Entry, ErrorCode, Role, TurnState};
+use openclaw_proto::ids::{IdempotencyKey, SessionKey};
+
+/// For anything that ends by itself.
+const SOON: Duration = Duration::from_secs(60);
+/// Time limit of one request.
+const REQUEST: Duration = Duration::from_secs(20);
+
+fn options() -> Options {
+    Options::new(env!("CARGO_BIN_EXE_openclaw"), 3)
+}
+
+fn soon() -> Instant {
+    Instant::now() + SOON
+}
+
+fn session(name: &str) -> Result<SessionKey> {
+    SessionKey::parse(name).context("session key")
+}
+
+fn key(text: &str) -> Result<IdempotencyKey> {
+    IdempotencyKey::parse(text).context("idempotency key")
+}
+
+fn say(session: &SessionKey, message: &str) -> ChatRequest {
+    ChatRequest { session_key: Some(session.to_string()), message: message.to_owned(), ..ChatRequest::default() }
+}
+
+fn clients(cluster: &Cluster) -> Vec<Client> {
+    cluster.clients(Protocol::Http1, REQUEST)
+}
+
+/// A load that ends after `appends`, or when it is told to.
+fn load(run: &str, clients: u32, appends: Option<u64>) -> append::Options {
+    append::Options {
+        run: run.to_owned(),
+        clients,
+        sessions: 4,
+        appends,
+        attempt_ms: 900..1100,
+        give_up: SOON,
+        pause: Duration::ZERO,
+        repeat_one_in: 20,
+        seed: 1,
+    }
+}
+
+async fn within<T>(what: &str, future: impl Future<Output = T>) -> Result<T> {
+    tokio::time::timeout(SOON, future).await.with_context(|| format!("{what} took longer than {SOON:?}"))
+}
+
+/// Runs a test on a fresh cluster. Whatever the clients saw, no log may tell of a panic; the logs of a test that fails stay.
+async fn run(options: Options, test: impl AsyncFnOnce(&mut Cluster) -> Result<()>) -> Result<()> {
+    let mut cluster = Cluster::start(options, SOON).await?;
+    let result = match test(&mut cluster).await {
+        Ok(()) => cluster.alarms().and_then(|alarms| {
+            ensure!(alarms.is_empty(), "{alarms:#?}");
+            Ok(())
+        }),
+        Err(error) => Err(error),
+    };
+    if result.is_err() {
+        cluster.keep();
+    }
+    result
+}
+
+async fn transcripts(cluster: &Cluster, session: &SessionKey) -> Result<Vec<Vec<Entry>>> {
+    let mut all = Vec::new();
+    for client in clients(cluster) {
+        all.push(client.transcript(session).await?);
+    }
+    Ok(all)
+}
+
+/// Repeats what fails while a leader is being elected.
+async fn retried<T>(attempt: impl AsyncFn() -> Result<T>) -> Result<T> {
+    let deadline = soon();
+    loop {
+        match attempt().await {
+            Ok(value) => return Ok(value),
+            Err(error) if Instant::now() >= deadline => return Err(error),
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_conversation_through_the_balancer_is_the_same_on_every_instance() -> Result<()> {
+    run(options(), async |cluster| {
+        let balancer = Balancer::start(cluster.instances().iter().map(|instance| instance.http).collect()).await?;
+        let talk = session("talk")?;
+        let mut answered_by = BTreeSet::new();
+        let mut replies = Vec::new();
+        for n in 1..=6 {
+            // A fresh client makes a fresh connection, which the balancer gives to the next instance.
+            let client = Client::new(balancer.address(), Protocol::Http1, REQUEST);
+            let answer = client.chat(&say(&talk, &format!("message {n}")), &key(&format!("talk-{n}"))?).await.ok()?;
+            assert_eq!(answer.session_key, talk.as_str());
+            answered_by.insert(answer.instance_id);
+            replies.push(answer.reply);
+        }
+        assert_eq!(answered_by.len(), 3, "each of the instances answers: {answered_by:?}");
+        let transcripts = transcripts(cluster, &talk).await?;
+        assert!(transcripts.iter().all(|transcript| *transcript == transcripts[0]));
+        assert_eq!(transcripts[0].len(), 12);
+        for (pair, (reply, n)) in transcripts[0].chunks(2).zip(replies.iter().zip(1..)) {
+            assert_eq!((pair[0].role, pair[0].text.as_str()), (Role::User, format!("message {n}").as_str()));
+            assert_eq!((pair[1].role, &pair[1].text, &pair[1].id), (Role::Assistant, &reply.text, &reply.entry_id));
+        }
+        Ok(())
+    })
+    .await
+}
+
+const NUMBERS: usize = 60;
+
+/// The echo model counts to [`NUMBERS`] in about two seconds, so that a lost or doubled piece shows.
+fn count() -> String {
+    format!("[tokens={NUMBERS} delay=30ms]")
+}
+
+fn check_count(answer: &Answer) {
+    let numbers: Vec<String> = (1..=NUMBERS).map(|n| n.to_string()).collect();
+    assert_eq!(answer.text.split_whitespace().collect::<Vec<_>>(), numbers, "{answer:?}");
+    assert_eq!(answer.streamed, answer.text);
+}
+
+/// Who is killed while it runs a turn and streams it.
+#[derive(Debug, Clone, Copy)]
+enum Runner {
+    Leader,
+    Follower,
+}
+
+async fn check_killed_mid_stream(runner: Runner) -> Result<()> {
+    run(options(), async |cluster| {
+        let leader = cluster.leader(SOON).await?;
+        let victim = match runner {
+            Runner::Leader => leader,
+            Runner::Follower => (leader + 1) % 3,
+        };
+        let clients = clients(cluster);
+        let talk = session("counting")?;
+        let mut reader = Reader::start(&clients, victim, &say(&talk, &count()), &key("count")?).await?;
+        reader.read_deltas(5, soon()).await?;
+        cluster.instance(victim).process.kill()?;
+        let answer = reader.finish(soon()).await?;
+        check_count(&answer);
+        assert!(answer.reconnects >= 1 && answer.restarts >= 1, "{answer:?}");
+
+        let survivor = &clients[(victim + 1) % 3];
+        let turn = survivor.turn(&answer.turn).await.ok()?;
+        assert_eq!(turn.state, TurnState::Done);
+        assert!(turn.attempt >= 2, "{turn:?}");
+        // The same key again is the same turn with the same reply, though its runner is dead.
+        let again = survivor.chat(&say(&talk, &count()), &key("count")?).await.ok()?;
+        assert_eq!((again.turn_id.as_str(), &again.reply.entry_id), (answer.turn.as_str(), &answer.entry_id));
+
+        cluster.start_one(victim)?;
+        cluster.instance(victim).wait_ready(SOON).await?;
+        for transcript in transcripts(cluster, &talk).await? {
+            let roles: Vec<Role> = transcript.iter().map(|entry| entry.role).collect();
+            assert_eq!(roles, [Role::User, Role::Assistant], "one message, one answer");
+            assert_eq!((&transcript[1].id, &transcript[1].text), (&answer.entry_id, &answer.text));
+        }
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_reader_gets_one_whole_answer_when_the_leader_dies_mid_stream() -> Result<()> {
+    check_killed_mid_stream(Runner::Leader).await
+}
+
+#[tokio::test]
+async fn a_reader_gets_one_whole_answer_when_a_follower_dies_mid_stream() -> Result<()> {
+    check_killed_mid_stream(Runner::Follower).await
+}
+
+#[tokio::test]
+async fn a_reader_that_changes_instances_misses_nothing_and_sees_nothing_twice() -> Result<()> {
+    run(options(), async |cluster| {
+        let clients = clients(cluster);
+        let request = say(&session("wandering")?, &count());
+        let mut reader = Reader::start(&clients, 0, &request, &key("wander")?).await?;
+        // The reader itself fails on a repeat and on a gap.
+        for deltas in [5, 15, 25, 35] {
+            reader.read_deltas(deltas, soon()).await?;
+            reader.disconnect();
+        }
+        let turn = reader.turn().clone();
+        let answer = reader.finish(soon()).await?;
+        check_count(&answer);
+        assert_eq!((answer.restarts, answer.reconnects), (0, 4), "the runner lived: {answer:?}");
+        // A turn that has ended can still be read, from any instance.
+        for client in &clients {
+            let mut late = client.resume(&turn, None).await.ok()?;
+            let mut last = None;
+            while let Some(event) = within("a late stream", late.next()).await?? {
+                last = Some(event.event.name());
+            }
+            assert_eq!(last, Some("done"));
+        }
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn an_instance_that_missed_ten_thousand_entries_catches_up_from_a_snapshot() -> Result<()> {
+    const ENTRIES: u64 = 10_000;
+    const SNAPSHOT_EVERY: u64 = 1000;
+    const LOG_KEEP: u64 = 200;
+    let options = options().settings(|settings| {
+        settings.cluster.raft.snapshot_every = SNAPSHOT_EVERY;
+        settings.cluster.raft.log_keep = LOG_KEEP;
+    });
+    run(options, async |cluster| {
+        let absent = (cluster.leader(SOON).await? + 1) % 3;
+        let clients = clients(cluster);
+        let present: Vec<Client> =
+            (0..3).filter(|&index| index != absent).map(|index| clients[index].clone()).collect();
+        let before = present[0].cluster().await.ok()?.commit_index;
+        cluster.instance(absent).process.kill()?;
+
+        let load = Load::start(load("absence", 64, Some(ENTRIES)), &present)?;
+        load.progress().reached(ENTRIES, SOON).await?;
+        let verdict = load.judge().await?;
+        assert_eq!(verdict.anomalies, []);
+        let after = present[0].cluster().await.ok()?.commit_index;
+        // So much more was committed than a log keeps that only a snapshot can bring it.
+        assert!(after - before > 2 * (SNAPSHOT_EVERY + LOG_KEEP), "{before}..{after}");
+
+        cluster.start_one(absent)?;
+        cluster.instance(absent).wait_ready(SOON).await?;
+        let late = &clients[absent];
+        let name = cluster.instance(absent).id.to_string();
+        retried(async || {
+            let seen = late.cluster().await.ok()?;
+            let own = seen.members.iter().find(|member| member.instance_id == name);
+            let applied = own.and_then(|member| member.applied_index).unwrap_or_default();
+            ensure!(applied >= after, "it has applied {applied} of {after}");
+            Ok(())
+        })
+        .await?;
+        for n in 0..4 {
+            let session = session(&format!("absence-{n}"))?;
+            assert_eq!(late.transcript(&session).await?, present[0].transcript(&session).await?);
+        }
+        // It takes part again: with another one gone it is needed.
+        cluster.instance((absent + 1) % 3).process.kill()?;
+        let writes = [late.clone()];
+        let written = append_until(&writes, 0, &session("together")?, "x", &key("together")?, soon()).await;
+        assert!(written.is_ok(), "{written:?}");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn killing_all_instances_at_once_loses_nothing_acknowledged() -> Result<()> {
+    run(options(), async |cluster| {
+        let load = Load::start(load("power", 16, None), &clients(cluster))?;
+        let progress = load.progress().clone();
+        for writes in [300, 600, 900] {
+            progress.reached(writes, SOON).await?;
+            cluster.kill_all()?;
+            cluster.start_all()?;
+            cluster.wait_all_ready(SOON).await?;
+        }
+        progress.reached(1200, SOON).await?;
+        progress.stop();
+        let verdict = load.judge().await?;
+        assert_eq!(verdict.anomalies, []);
+        assert!(verdict.acknowledged >= 1200 && verdict.repeats > 0, "{verdict:?}");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_retry_on_another_instance_gets_the_first_answer() -> Result<()> {
+    run(options(), async |cluster| {
+        let clients = clients(cluster);
+        let notes = session("notes")?;
+        let first = clients[0].append(&notes, "once", &key("append")?).await.ok()?;
+        for client in &clients {
+            assert_eq!(client.append(&notes, "once", &key("append")?).await.ok()?, first);
+        }
+        let other = clients[1].append(&notes, "something else", &key("append")?).await;
+        assert!(
+            matches!(
+                &other,
+                Reply::Failed(Failure { status: Some(409), code: Some(ErrorCode::IdempotencyKeyReused), .. })
+            ),
+            "the key was used for another text: {other:?}"
+        );
+
+        let talk = session("talk")?;
+        let answer = clients[0].chat(&say(&talk, "hello"), &key("chat")?).await.ok()?;
+        let leader = cluster.leader(SOON).await?;
+        cluster.instance(leader).process.kill()?;
+        for (_, client) in clients.iter().enumerate().filter(|(index, _)| *index != leader) {
+            let again = retried(async || client.chat(&say(&talk, "hello"), &key("chat")?).await.ok()).await?;
+            assert_eq!((&again.turn_id, &again.reply, again.usage), (&answer.turn_id, &answer.reply, answer.usage));
+            assert_eq!(retried(async || client.append(&notes, "once", &key("append")?).await.ok()).await?, first);
+            assert_eq!(client.transcript(&talk).await?.len(), 2);
+            assert_eq!(client.transcript(&notes).await?.len(), 1);
+        }
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn an_instance_without_quorum_says_so_quickly_and_recovers() -> Result<()> {
+    /// Slow enough for a busy machine, and far from a hang.
+    const QUICK: Duration = Duration::from_secs(5);
+    run(options(), async |cluster| {
+        let leader = cluster.leader(SOON).await?;
+        let alone = clients(cluster)[leader].clone();
+        let notes = session("notes")?;
+        alone.append(&notes, "with a quorum", &key("before")?).await.ok()?;
+        for other in (0..3).filter(|&other| other != leader) {
+            cluster.instance(other).process.kill()?;
+        }
+        // A write that was under way when the quorum went is unknown; once the loss is noticed, writes are refused.
+        let deadline = soon();
+        for n in 0.. {
+            let begin = Instant::now();
+            let reply = alone.append(&notes, &format!("alone {n}"), &key(&format!("alone-{n}"))?).await;
+            ensure!(begin.elapsed() < REQUEST && Instant::now() < deadline, "{reply:?} after {:?}", begin.elapsed());
+            match reply {
+                Reply::Ok(answer) => panic!("written without a quorum: {answer:?}"),
+                Reply::Failed(Failure { status: Some(503), code: Some(ErrorCode::NoQuorum), .. }) => break,
+                Reply::Failed(failure) => panic!("refused for another reason: {failure:?}"),
+                Reply::Unknown(_) => {}
+            }
+        }
+        let begin = Instant::now();
+        let write = alone.append(&notes, "refused", &key("refused")?).await;
+        assert!(matches!(&write, Reply::Failed(Failure { status: Some(503), .. })), "{write:?}");
+        let read = alone.entries(&notes, 0, 10).await;
+        assert!(matches!(&read, Reply::Failed(Failure { status: Some(503), .. })), "never stale as if fresh: {read:?}");
+        assert!(!alone.is_ready().await);
+        assert!(begin.elapsed() < QUICK, "three answers took {:?}", begin.elapsed());
+
+        cluster.start_all()?;
+        cluster.wait_all_ready(SOON).await?;
+        let writes = [alone.clone()];
+        let written = append_until(&writes, 0, &notes, "with a quorum again", &key("after")?, soon()).await;
+        assert!(written.is_ok(), "{written:?}");
+        let texts: Vec<String> = alone.transcript(&notes).await?.into_iter().map(|entry| entry.text).collect();
+        assert_eq!(texts.first().map(String::as_str), Some("with a quorum"));
+        assert_eq!(texts.last().map(String::as_str), Some("with a quorum again"));
+        assert!(!texts.iter().any(|text| text == "refused"), "{texts:?}");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_leader_that_is_cut_off_is_replaced_and_acknowledges_nothing_meanwhile() -> Result<()> {
+    run(options().proxied(), async |cluster| {
+        let load = Load::start(load("cut", 8, None), &clients(cluster))?;
+        let progress = load.progress().clone();
+        progress.reached(100, SOON).await?;
+        let leader = cluster.leader(SOON).await?;
+        cluster.network()?.isolate(leader);
+        progress.mark();
+        within("a write after the cut", progress.first_after_mark()).await?;
+        assert_ne!(cluster.leader(SOON).await?, leader);
+        progress.reached(progress.acknowledged() + 100, SOON).await?;
+        cluster.network()?.heal();
+        cluster.wait_all_ready(SOON).await?;
+        progress.reached(progress.acknowledged() + 100, SOON).await?;
+        progress.stop();
+        // Had the old leader acknowledged anything on its own, it would be lost, doubled or out of order now.
+        assert_eq!(load.judge().await?.anomalies, []);
+        Ok(())
+    })
+    .await
+}
