@@ -57,8 +57,10 @@ pub struct Guard {
 impl Drop for Guard {
     fn drop(&mut self) {
         let (written, done) = sync_channel(1);
-        // A stuck reader must not keep the process from ending; its lines are lost.
-        if self.lines.try_send(Message::Flush(written)).is_ok() && done.recv_timeout(FLUSH).is_err() {}
+        if self.lines.try_send(Message::Flush(written)).is_ok() {
+            // A stuck reader must not keep the process from ending; its lines are lost.
+            done.recv_timeout(FLUSH).ok();
+        }
     }
 }
 
@@ -373,8 +375,8 @@ fn write_lines(messages: &Receiver<Message>, mut output: Box<dyn Write + Send>, 
             }
             Message::Flush(done) => {
                 let flushed = output.flush();
-                // Nobody waits any more when the flush took too long.
-                if done.send(()).is_err() {}
+                // Nobody waits any more when the flush took too long, and then nobody is told.
+                done.send(()).ok();
                 flushed
             }
         };

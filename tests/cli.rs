@@ -1,4 +1,5 @@
 //! The binary as a script meets it: exit codes, one-line errors, JSON, against a gateway that says whatever a test wants.
+#![expect(clippy::unwrap_used, reason = "a test says what went wrong by panicking")]
 
 use std::path::Path;
 use std::process::{Output, Stdio};
@@ -66,12 +67,14 @@ struct Asked {
     body: Bytes,
 }
 
+type Log = Arc<Mutex<Vec<Asked>>>;
+
 type Script = dyn Fn(usize, &Asked) -> Answer + Send + Sync;
 
 /// A gateway that answers as `script` says, given how many requests came before.
 struct Fake {
     url: String,
-    asked: Arc<Mutex<Vec<Asked>>>,
+    asked: Log,
 }
 
 impl Fake {
@@ -94,7 +97,7 @@ impl Fake {
     }
 }
 
-async fn answer(State((script, asked)): State<(Arc<Script>, Arc<Mutex<Vec<Asked>>>)>, request: Request) -> Response {
+async fn answer(State((script, asked)): State<(Arc<Script>, Log)>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let header = |name: &str| Some(parts.headers.get(name)?.to_str().unwrap().to_owned());
     let request = Asked {

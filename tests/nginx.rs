@@ -1,4 +1,5 @@
 //! The Nginx files that we publish: accepted by Nginx as they stand, and doing what their comments promise.
+#![expect(clippy::unwrap_used, reason = "a test says what went wrong by panicking")]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

@@ -118,15 +118,15 @@ fn on_one_thread(command: impl Future<Output = Result<Exit, Failure>>) -> Result
 fn parse_failure(error: &clap::Error, invoked: &str) -> Result<Exit, Failure> {
     use clap::error::ErrorKind;
     let text = error.render().to_string();
-    match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => output::print(&text).map(|()| Exit::Ok),
-        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            output::note(text.trim_end());
-            Err(Failure::silent(Exit::Usage))
-        }
-        // Clap's kinds are open-ended, and all others are the caller's mistakes.
-        _ => Err(usage_failure(&text, invoked)),
+    let kind = error.kind();
+    if matches!(kind, ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        return output::print(&text).map(|()| Exit::Ok);
     }
+    if kind == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        output::note(text.trim_end());
+        return Err(Failure::silent(Exit::Usage));
+    }
+    Err(usage_failure(&text, invoked))
 }
 
 /// Clap says it in paragraphs: the error, perhaps tips, the usage, a pointer to `--help`.

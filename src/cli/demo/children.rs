@@ -219,7 +219,7 @@ impl Instance {
     pub(super) fn stop(&self) {
         let Some(pid) = self.pid().and_then(|pid| i32::try_from(pid).ok()) else { return };
         // One that has just ended needs no signal; it is not reaped yet, so the number is still its own.
-        if kill(Pid::from_raw(pid), Signal::SIGTERM).is_err() {}
+        kill(Pid::from_raw(pid), Signal::SIGTERM).ok();
     }
 
     /// Waits for a process that was asked to stop, then insists.
