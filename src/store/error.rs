@@ -6,14 +6,16 @@ use openclaw_proto::state::Turn;
 /// Why a command has no outcome.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum CommitError {
-    #[error("no leader with a quorum was found within {waited:?}")]
-    NoQuorum { waited: Duration },
+    #[error("no leader with a quorum within {waited:?}: {reason}")]
+    NoQuorum { waited: Duration, reason: String },
     #[error("too many writes are waiting")]
     Busy,
     #[error("no acknowledgement within {waited:?}; the write may still commit")]
     EffectUnknown { waited: Duration },
     #[error("the store is shutting down")]
     Stopped,
+    #[error("{reason}")]
+    TooLarge { reason: String },
     /// The store answered with an outcome that this command cannot have: a bug, or a peer of another release.
     #[error("unexpected outcome of {command}: {outcome}")]
     Outcome { command: &'static str, outcome: String },
@@ -26,6 +28,7 @@ impl CommitError {
             Self::Busy => ErrorCode::Busy,
             Self::EffectUnknown { .. } => ErrorCode::EffectUnknown,
             Self::Stopped => ErrorCode::Draining,
+            Self::TooLarge { .. } => ErrorCode::TooLarge,
             Self::Outcome { .. } => ErrorCode::Internal,
         }
     }
@@ -42,8 +45,10 @@ impl CommitError {
 /// Why a read has no answer.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ReadError {
-    #[error("no leader with a quorum was found within {waited:?}")]
-    NoQuorum { waited: Duration },
+    #[error("no leader with a quorum within {waited:?}: {reason}")]
+    NoQuorum { waited: Duration, reason: String },
+    #[error("too many reads are waiting")]
+    Busy,
     #[error("this instance had not applied the asked-for state within {waited:?}")]
     Timeout { waited: Duration },
     #[error("the store cannot be read: {0}")]
@@ -54,6 +59,7 @@ impl ReadError {
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::NoQuorum { .. } => ErrorCode::NoQuorum,
+            Self::Busy => ErrorCode::Busy,
             Self::Timeout { .. } => ErrorCode::Timeout,
             Self::Storage(_) => ErrorCode::Internal,
         }
@@ -180,8 +186,8 @@ mod tests {
         let waited = Duration::from_secs(1);
         assert!(AcceptError::Commit(CommitError::EffectUnknown { waited }).effect_unknown());
         assert!(WriteError::Commit(CommitError::EffectUnknown { waited }).retryable());
-        assert!(!EndTurnError::Commit(CommitError::NoQuorum { waited }).effect_unknown());
-        assert!(AcceptError::Commit(CommitError::NoQuorum { waited }).retryable());
+        assert!(!EndTurnError::Commit(CommitError::NoQuorum { waited, reason: String::new() }).effect_unknown());
+        assert!(AcceptError::Commit(CommitError::NoQuorum { waited, reason: String::new() }).retryable());
         assert!(AcceptError::QueueFull { depth: 3 }.retryable());
         assert!(!AcceptError::KeyReused.retryable());
         assert!(!WriteError::Conflict { expected: 1, actual: 2 }.retryable());

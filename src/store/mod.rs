@@ -3,9 +3,14 @@
 //! Owns the vocabulary of session state as the rest of the gateway sees it: typed commands with their outcomes, reads
 //! with a stated consistency, and the events of what was applied. It never decides what a command does - the state
 //! machine in `openclaw-raft` does - and it knows neither HTTP nor models. Commands come from `sessions` and `api`;
-//! adapters take them to where they are kept.
+//! adapters take them to where they are kept: [`raft`] replicates them, [`memory`] holds them in one process for
+//! tests. Every adapter passes the tests in `contract`.
 
+#[cfg(test)]
+mod contract;
 mod error;
+pub mod memory;
+pub mod raft;
 
 pub use error::{AcceptError, CommitError, EndTurnError, ReadError, WriteError};
 
@@ -62,7 +67,7 @@ pub enum Event {
     TurnRunnable(Turn),
     /// The turn is done, failed or cancelled.
     TurnEnded(Turn),
-    /// The reader was too slow and missed some: read the state instead.
+    /// Some are missing - the reader was too slow, or a snapshot replaced the state: read the state instead.
     Lagged,
 }
 

@@ -1,0 +1,150 @@
+//! Session state in the replicated state machine.
+//!
+//! Commits go through the leader, reads are answered by this instance once it has applied what they must reflect.
+
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use futures::stream::{BoxStream, StreamExt};
+use openclaw_proto::ids::{InstanceId, SeqNum, SessionKey, TurnId};
+use openclaw_proto::state::command::Kind as Command;
+use openclaw_proto::state::outcome::Kind as Outcome;
+use openclaw_proto::state::{Entry, Session, Turn};
+use openclaw_raft::{Node, ProposeError, TableError, View};
+use tokio_stream::wrappers::BroadcastStream;
+
+use super::{CommitError, Committed, Consistency, Event, Read, ReadError, SessionStore};
+use crate::metrics::Metrics;
+
+/// This instance's node as a store. Cheap to clone.
+#[derive(Clone)]
+pub struct RaftStore {
+    node: Node,
+    metrics: Metrics,
+}
+
+impl RaftStore {
+    pub fn new(node: Node, metrics: Metrics) -> Self {
+        Self { node, metrics }
+    }
+
+    /// A view that reflects what is asked for.
+    ///
+    /// # Errors
+    /// [`ReadError`] when that is not known in time.
+    pub async fn view(&self, consistency: Consistency, timeout: Duration) -> Result<View, ReadError> {
+        let view = match consistency {
+            Consistency::Linearizable => self.node.read_linearizable(timeout).await,
+            Consistency::AtLeast(index) => self.node.read_at_least(index, timeout).await,
+            Consistency::Stale => Ok(self.node.read_local()),
+        };
+        view.map_err(|error| match error {
+            openclaw_raft::ReadError::NoQuorum { waited, reason } => ReadError::NoQuorum { waited, reason },
+            openclaw_raft::ReadError::Behind { waited, .. } => ReadError::Timeout { waited },
+            openclaw_raft::ReadError::Busy => ReadError::Busy,
+        })
+    }
+
+    async fn read<T>(
+        &self,
+        consistency: Consistency,
+        timeout: Duration,
+        read: impl FnOnce(&View) -> Result<T, TableError>,
+    ) -> Result<Read<T>, ReadError> {
+        let view = self.view(consistency, timeout).await?;
+        // Rows come from RocksDB's memory or one block of its cache: too little work to send elsewhere.
+        let value = read(&view).map_err(|error| ReadError::Storage(error.to_string()))?;
+        Ok(Read { index: view.applied_index(), value })
+    }
+}
+
+impl SessionStore for RaftStore {
+    fn commit(&self, command: Command, timeout: Duration) -> BoxFuture<'_, Result<Committed<Outcome>, CommitError>> {
+        Box::pin(async move {
+            let timer = self.metrics.raft_proposal_duration.start_timer();
+            let result = self.node.propose(command, timeout).await;
+            timer.observe_duration();
+            let (word, result) = match result {
+                Ok(committed) => ("ok", Ok(Committed { index: committed.log_index, value: committed.outcome })),
+                Err(error) => {
+                    let (word, error) = refused(error);
+                    (word, Err(error))
+                }
+            };
+            self.metrics.raft_proposals.with_label_values(&[word]).inc();
+            result
+        })
+    }
+
+    fn session<'a>(
+        &'a self,
+        key: &'a SessionKey,
+        consistency: Consistency,
+        timeout: Duration,
+    ) -> BoxFuture<'a, Result<Read<Option<Session>>, ReadError>> {
+        Box::pin(self.read(consistency, timeout, |view| view.session(key)))
+    }
+
+    fn sessions<'a>(
+        &'a self,
+        after: Option<&'a SessionKey>,
+        limit: usize,
+        consistency: Consistency,
+        timeout: Duration,
+    ) -> BoxFuture<'a, Result<Read<Vec<Session>>, ReadError>> {
+        Box::pin(self.read(consistency, timeout, move |view| view.sessions(after, limit)))
+    }
+
+    fn entries<'a>(
+        &'a self,
+        key: &'a SessionKey,
+        after: SeqNum,
+        limit: usize,
+        consistency: Consistency,
+        timeout: Duration,
+    ) -> BoxFuture<'a, Result<Read<Vec<Entry>>, ReadError>> {
+        Box::pin(self.read(consistency, timeout, move |view| view.entries(key, after, limit)))
+    }
+
+    fn turn<'a>(
+        &'a self,
+        id: &'a TurnId,
+        consistency: Consistency,
+        timeout: Duration,
+    ) -> BoxFuture<'a, Result<Read<Option<Turn>>, ReadError>> {
+        Box::pin(self.read(consistency, timeout, |view| view.turn(id)))
+    }
+
+    fn turns_of<'a>(
+        &'a self,
+        runner: &'a InstanceId,
+        consistency: Consistency,
+        timeout: Duration,
+    ) -> BoxFuture<'a, Result<Read<Vec<Turn>>, ReadError>> {
+        Box::pin(self.read(consistency, timeout, |view| view.turns_of(runner)))
+    }
+
+    fn events(&self) -> BoxStream<'static, Event> {
+        let events = BroadcastStream::new(self.node.events());
+        let concerning_turns = events.filter_map(|event| {
+            std::future::ready(match event {
+                Ok(openclaw_raft::Event::TurnRunnable(turn)) => Some(Event::TurnRunnable(turn)),
+                Ok(openclaw_raft::Event::TurnEnded(turn)) => Some(Event::TurnEnded(turn)),
+                Ok(openclaw_raft::Event::StateReplaced) | Err(_) => Some(Event::Lagged),
+                Ok(openclaw_raft::Event::InstanceLive { .. } | openclaw_raft::Event::InstanceGone { .. }) => None,
+            })
+        });
+        concerning_turns.boxed()
+    }
+}
+
+/// The error as callers see it, and its label.
+fn refused(error: ProposeError) -> (&'static str, CommitError) {
+    match error {
+        ProposeError::NoQuorum { waited, reason } => ("no_quorum", CommitError::NoQuorum { waited, reason }),
+        ProposeError::Busy => ("busy", CommitError::Busy),
+        ProposeError::EffectUnknown { waited } => ("effect_unknown", CommitError::EffectUnknown { waited }),
+        ProposeError::Stopped => ("stopped", CommitError::Stopped),
+        ProposeError::TooLarge(error) => ("too_large", CommitError::TooLarge { reason: error.to_string() }),
+    }
+}
