@@ -5,6 +5,7 @@
 //! turn however many read it and however slowly, and whoever fell behind gets the missing deltas as one. Nothing here
 //! is durable; what a reply finally is comes from the store. Deltas come from the runner, rows from store events.
 
+use std::cmp::Ordering;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -99,6 +100,15 @@ impl Attempt {
         self.ends.last().map_or(0, |end| *end as usize)
     }
 
+    /// How many deltas a reader at this position has read of this attempt; `None` where it knows a later one.
+    fn read_at(&self, after_attempt: u32, after_n: u64) -> Option<usize> {
+        match after_attempt.cmp(&self.number) {
+            Ordering::Less => Some(0),
+            Ordering::Equal => Some(usize::try_from(after_n).unwrap_or(usize::MAX)),
+            Ordering::Greater => None,
+        }
+    }
+
     fn close_delta(&mut self) {
         if self.published() < self.text.len() {
             // `Limits::turn_bytes` keeps texts far below 4 GiB.
@@ -116,7 +126,7 @@ pub enum Piece {
     Waiting,
     /// The attempt is over and all of it was read; how it ended is in the replicated state.
     Ended { attempt: u32 },
-    /// No attempt runs here.
+    /// No attempt runs here that the reader has not read.
     Absent,
 }
 
@@ -273,19 +283,19 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// What follows the position (`attempt`, `n`); a position in an older attempt reads the present one from its start.
+    /// What follows the position (`attempt`, `n`). A position in an older attempt reads the present one from its start;
+    /// an attempt older than the position's is of no interest.
     pub fn read(&self, after_attempt: u32, after_n: u64) -> Piece {
         let state = self.slot.state.lock();
         let Some(attempt) = &state.attempt else { return Piece::Absent };
-        let read = if attempt.number == after_attempt { usize::try_from(after_n).unwrap_or(usize::MAX) } else { 0 };
+        let Some(read) = attempt.read_at(after_attempt, after_n) else { return Piece::Absent };
         if read >= attempt.ends.len() {
             return if attempt.ended { Piece::Ended { attempt: attempt.number } } else { Piece::Waiting };
         }
         let from = if read == 0 { 0 } else { attempt.ends[read - 1] as usize };
         // At least one delta, however large; then as many as fit.
-        let fitting =
-            attempt.ends[read + 1..].partition_point(|end| *end as usize - from <= self.hub.inner.limits.piece_bytes);
-        let last = read + fitting;
+        let most = from.saturating_add(self.hub.inner.limits.piece_bytes);
+        let last = read + attempt.ends[read + 1..].partition_point(|end| *end as usize <= most);
         Piece::Delta {
             attempt: attempt.number,
             n: last as u64 + 1,
@@ -334,7 +344,7 @@ impl Watch {
     fn has_news(&self, after_attempt: u32, after_n: u64) -> bool {
         let state = self.slot.state.lock();
         let Some(attempt) = &state.attempt else { return false };
-        attempt.ended || attempt.number != after_attempt || attempt.ends.len() as u64 > after_n
+        attempt.read_at(after_attempt, after_n).is_some_and(|read| attempt.ended || attempt.ends.len() > read)
     }
 }
 
@@ -435,6 +445,7 @@ mod tests {
         let watch = hub.watch(&turn);
         assert_eq!(watch.read(1, 1), Piece::Delta { attempt: 2, n: 1, text: "new".into() });
         assert_eq!(watch.read(2, 1), Piece::Waiting);
+        assert_eq!(watch.read(3, 0), Piece::Absent);
     }
 
     #[test]
