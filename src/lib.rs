@@ -1,4 +1,5 @@
 pub mod agent;
+pub mod api;
 pub mod cli;
 pub mod logging;
 pub mod metrics;

@@ -1,0 +1,124 @@
+//! `cluster`: who is in it, and what an operator does to it.
+
+use axum::Json as Answer;
+use axum::extract::State;
+use futures::future::BoxFuture;
+use http::StatusCode;
+use openclaw_proto::http::{Cluster, ErrorBody, ErrorCode, Maintenance, RemoveRequest, TransferLeaderRequest};
+use openclaw_proto::ids::{InstanceId, SessionKey};
+use tokio::time::timeout;
+
+use super::Gateway;
+use super::error::ApiError;
+use super::extract::{Json, Params};
+
+/// The cluster as this instance sees it, and what may be asked of it.
+///
+/// The surface knows neither Raft nor membership: whoever wires the process implements this over both.
+pub trait ClusterView: Send + Sync + 'static {
+    /// What health tells; it waits for nothing.
+    fn status(&self) -> ClusterStatus;
+
+    fn cluster(&self) -> BoxFuture<'_, Result<Cluster, ClusterError>>;
+
+    fn maintenance(&self) -> Maintenance;
+
+    /// Answers once the change is in effect; draining goes on after that.
+    fn set_maintenance(&self, on: bool) -> BoxFuture<'_, Result<Maintenance, ClusterError>>;
+
+    /// The instance that leads now.
+    fn transfer_leader(&self, to: Option<InstanceId>) -> BoxFuture<'_, Result<InstanceId, ClusterError>>;
+
+    fn remove(&self, instance: InstanceId) -> BoxFuture<'_, Result<(), ClusterError>>;
+
+    /// The instance to name in `Accept`: this one, or while it drains another that does not.
+    ///
+    /// # Errors
+    /// `draining` when this instance takes nothing new and there is no other.
+    fn runner_for_new_turn(&self, session: &SessionKey) -> Result<InstanceId, ClusterError>;
+}
+
+/// What one instance knows without asking.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ClusterStatus {
+    pub leader: Option<InstanceId>,
+    pub term: u64,
+    pub applied_index: u64,
+    pub has_quorum: bool,
+    pub maintenance: bool,
+    /// On its way out.
+    pub draining: bool,
+}
+
+/// Why the cluster did not do what was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ClusterError {
+    pub code: ErrorCode,
+    pub message: String,
+}
+
+impl From<ClusterError> for ApiError {
+    fn from(error: ClusterError) -> Self {
+        Self::new(error.code, error.message)
+    }
+}
+
+/// Bounds an operation that may take effect even if its answer is not waited for.
+pub(super) async fn bounded<T>(gateway: &Gateway, work: BoxFuture<'_, Result<T, ClusterError>>) -> Result<T, ApiError> {
+    let deadline = gateway.limits().request;
+    match timeout(deadline, work).await {
+        Ok(done) => Ok(done?),
+        Err(_) => Err(ApiError::new(ErrorCode::EffectUnknown, format!("no answer within {deadline:?}"))),
+    }
+}
+
+/// Members, leader and log positions, as this instance sees them.
+#[utoipa::path(
+    get, path = "/api/v1/cluster", tag = "operation",
+    responses((status = 200, body = Cluster), (status = 503, body = ErrorBody))
+)]
+pub(super) async fn get(
+    State(gateway): State<Gateway>,
+    Params(NoParams {}): Params<NoParams>,
+) -> Result<Answer<Cluster>, ApiError> {
+    let deadline = gateway.limits().request;
+    let cluster = timeout(deadline, gateway.cluster().cluster()).await.map_err(|_| ApiError::no_answer(deadline))??;
+    Ok(Answer(cluster))
+}
+
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NoParams {}
+
+/// Hands leadership over.
+#[utoipa::path(
+    post, path = "/api/v1/cluster/transfer-leader", tag = "operation", request_body = TransferLeaderRequest,
+    responses((status = 200, description = "The new leader", body = TransferLeaderRequest), (status = "4XX", body = ErrorBody))
+)]
+pub(super) async fn transfer_leader(
+    State(gateway): State<Gateway>,
+    Json(body): Json<TransferLeaderRequest>,
+) -> Result<Answer<TransferLeaderRequest>, ApiError> {
+    let to = body.to.map(|to| instance(to, "to")).transpose()?;
+    let leader = bounded(&gateway, gateway.cluster().transfer_leader(to)).await?;
+    Ok(Answer(TransferLeaderRequest { to: Some(leader.into()) }))
+}
+
+/// Removes an instance for good.
+#[utoipa::path(
+    post, path = "/api/v1/cluster/remove", tag = "operation", request_body = RemoveRequest,
+    responses((status = 204, description = "It is no member any more"), (status = "4XX", body = ErrorBody))
+)]
+pub(super) async fn remove(
+    State(gateway): State<Gateway>,
+    Json(body): Json<RemoveRequest>,
+) -> Result<StatusCode, ApiError> {
+    let instance = instance(body.instance_id, "instanceId")?;
+    bounded(&gateway, gateway.cluster().remove(instance)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn instance(text: String, field: &str) -> Result<InstanceId, ApiError> {
+    InstanceId::parse(text).map_err(|error| ApiError::invalid(format!("{field}: {error}")))
+}
