@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc;
+use std::thread::JoinHandle;
 use std::time::Instant;
 
 use openclaw_proto::raft::Identity;
@@ -69,7 +70,8 @@ pub(crate) struct Engine {
     db: Arc<DB>,
     dir: PathBuf,
     /// Unbounded, since its length is bounded by what openraft has in flight: one append per group and pipelined batch.
-    waiters: mpsc::Sender<Waiter>,
+    waiters: Option<mpsc::Sender<Waiter>>,
+    thread: Option<JoinHandle<()>>,
     counters: Arc<Counters>,
     /// Held for the life of the process: proof that no other one uses the directory.
     _lock: File,
@@ -116,8 +118,9 @@ impl Engine {
         let counters = Arc::new(Counters::default());
         let (waiters, queue) = mpsc::channel();
         let thread = SyncThread { db: db.clone(), mark, counters: counters.clone() };
-        std::thread::Builder::new().name("wal-sync".into()).spawn(move || thread.run(&queue)).map_err(io)?;
-        Ok(Arc::new(Self { db, dir: dir.to_owned(), waiters, counters, _lock: lock }))
+        let thread = std::thread::Builder::new().name("wal-sync".into()).spawn(move || thread.run(&queue)).map_err(io)?;
+        let (waiters, thread) = (Some(waiters), Some(thread));
+        Ok(Arc::new(Self { db, dir: dir.to_owned(), waiters, thread, counters, _lock: lock }))
     }
 
     pub(super) fn db(&self) -> &DB {
@@ -142,13 +145,17 @@ impl Engine {
 
     /// Calls `done` once everything written so far is on disk. Returns at once.
     pub(super) fn sync_then(&self, done: IOFlushed<TypeConfig>) -> io::Result<()> {
-        self.waiters.send(Waiter::Append(done)).map_err(|_| stopped())
+        self.wait(Waiter::Append(done))
+    }
+
+    fn wait(&self, waiter: Waiter) -> io::Result<()> {
+        self.waiters.as_ref().and_then(|waiters| waiters.send(waiter).ok()).ok_or_else(stopped)
     }
 
     /// Waits until everything written so far is on disk.
     pub(super) async fn sync(&self) -> io::Result<()> {
         let (done, waiting) = oneshot::channel();
-        self.waiters.send(Waiter::Barrier(done)).map_err(|_| stopped())?;
+        self.wait(Waiter::Barrier(done))?;
         waiting.await.map_err(|_| stopped())?
     }
 
@@ -166,6 +173,16 @@ impl Engine {
     pub(crate) async fn set_identity(&self, identity: &Identity) -> io::Result<()> {
         self.db.put_cf(self.family(keys::META)?, keys::IDENTITY, identity.encode_to_vec()).map_err(io::Error::other)?;
         self.sync().await
+    }
+}
+
+impl Drop for Engine {
+    /// The directory's lock goes last: whoever takes it finds the database closed.
+    fn drop(&mut self) {
+        self.waiters.take();
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the thread that syncs the log panicked");
+        }
     }
 }
 

@@ -321,7 +321,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         engine::write(self.engine.db(), batch)?;
         let mut shared = self.shared.lock();
         shared.tail.truncate_from(from);
-        shared.last = last.max(shared.purged);
+        shared.last = shared.last.min(last).max(shared.purged);
         Ok(())
     }
 

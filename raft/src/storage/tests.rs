@@ -85,22 +85,50 @@ async fn what_was_acknowledged_survives_a_crash() {
     assert_eq!(log.try_get_log_entries(0..100).await.unwrap().len(), 50);
 }
 
-#[tokio::test]
-async fn a_torn_tail_is_cut_off_and_work_goes_on() {
+/// What a power loss may leave behind the last record that was synced.
+async fn check_tail(damage: impl FnOnce(&mut Vec<u8>)) {
     let dir = tempfile::tempdir().unwrap();
     let (_engine, mut log) = open(dir.path());
     append(&mut log, 0..50).await;
+    let synced = std::fs::read(dir.path().join("synced")).unwrap();
+    append(&mut log, 50..51).await;
     let copy = crash(dir.path());
-    // A record of which only the beginning reached the disk.
+    // Entry 50 is one whose sync had not returned.
+    std::fs::write(copy.path().join("synced"), synced).unwrap();
     let path = wal(copy.path());
     let mut bytes = std::fs::read(&path).unwrap();
-    let torn = bytes[bytes.len() - 300..bytes.len() - 150].to_vec();
-    bytes.extend_from_slice(&torn);
+    damage(&mut bytes);
     std::fs::write(&path, bytes).unwrap();
     let (_engine, mut log) = open(copy.path());
     assert_eq!(log.get_log_state().await.unwrap().last_log_id, Some(LogId::new_term_index(1, 49)));
     append(&mut log, 50..60).await;
     assert_eq!(log.try_get_log_entries(45..100).await.unwrap().len(), 15);
+}
+
+#[tokio::test]
+async fn a_torn_record_is_cut_off_and_work_goes_on() {
+    check_tail(|bytes| bytes.truncate(bytes.len() - 30)).await;
+}
+
+#[tokio::test]
+async fn a_record_whose_end_was_never_written_is_cut_off() {
+    check_tail(|bytes| {
+        let end = bytes.len();
+        bytes[end - 60..].fill(0);
+        bytes.resize(end + 4096, 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_record_of_other_bytes_is_cut_off() {
+    check_tail(|bytes| {
+        let end = bytes.len();
+        for (at, byte) in bytes[end - 60..].iter_mut().enumerate() {
+            *byte ^= (at as u8).wrapping_mul(37) | 1;
+        }
+    })
+    .await;
 }
 
 #[tokio::test]

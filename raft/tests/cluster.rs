@@ -1,0 +1,373 @@
+//! Three instances in one process, over loopback sockets and links that the tests cut.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use openclaw_proto::ids::{InstanceId, SeqNum, SessionKey};
+use openclaw_proto::state::{AppendEntry, InboxKey, Role, command, outcome};
+use openclaw_raft::{Formation, Links, Node, OpenError, Options, ProposeError, Running, Security, StartError, Status, Timing};
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::time::{Instant, timeout};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const CALL: Duration = Duration::from_secs(5);
+
+/// A body hash of the right length.
+fn hash(text: &str) -> Bytes {
+    Sha256::digest(text).to_vec().into()
+}
+
+struct Member {
+    id: InstanceId,
+    dir: TempDir,
+    addr: String,
+    running: Option<(Node, Running)>,
+}
+
+struct Cluster {
+    members: Vec<Member>,
+    links: Links,
+    timing: Timing,
+    security: Security,
+}
+
+fn id(name: &str) -> InstanceId {
+    InstanceId::parse(name).unwrap()
+}
+
+fn key(name: &str) -> SessionKey {
+    SessionKey::parse(name).unwrap()
+}
+
+async fn listen(addr: &str) -> TcpListener {
+    // A port that was just closed may need a moment.
+    let started = Instant::now();
+    loop {
+        match TcpListener::bind(addr).await {
+            Ok(listener) => return listener,
+            Err(error) => assert!(started.elapsed() < PATIENCE, "{addr}: {error}"),
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+fn append(session: &str, external: &str, text: &str) -> command::Kind {
+    command::Kind::AppendEntry(AppendEntry {
+        inbox: Some(InboxKey { account: "http".into(), external_id: external.into(), body_hash: hash(text) }),
+        session_key: session.into(),
+        role: Role::User.into(),
+        text: text.into(),
+        expected_head: None,
+    })
+}
+
+impl Cluster {
+    async fn start(count: usize) -> Self {
+        Self::start_with(count, Timing::default(), Security::Plaintext).await
+    }
+
+    async fn start_with(count: usize, timing: Timing, security: Security) -> Self {
+        // RUST_LOG=openraft=info shows what consensus did; a test that fails prints it.
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        drop(tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init());
+        let mut members = Vec::new();
+        for number in 1..=count {
+            let listener = listen("127.0.0.1:0").await;
+            let addr = listener.local_addr().unwrap().to_string();
+            drop(listener);
+            members.push(Member { id: id(&format!("node-{number}")), dir: TempDir::new().unwrap(), addr, running: None });
+        }
+        let mut cluster = Self { members, links: Links::default(), timing, security };
+        let list = cluster.members.iter().map(|member| (member.id.clone(), member.addr.clone())).collect();
+        let formation = if count == 1 { Formation::Alone } else { Formation::Bootstrap(list) };
+        for at in 0..count {
+            cluster.run(at, formation.clone()).await.unwrap();
+        }
+        cluster.leader().await;
+        cluster
+    }
+
+    async fn run(&mut self, at: usize, formation: Formation) -> Result<(), StartError> {
+        let started = Instant::now();
+        loop {
+            match self.try_run(at, formation.clone()).await {
+                // The last handle of the instance's former life may still be on its way out.
+                Err(StartError::Open(OpenError::Locked { .. })) if started.elapsed() < PATIENCE => {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    async fn try_run(&mut self, at: usize, formation: Formation) -> Result<(), StartError> {
+        let member = &self.members[at];
+        let options = Options {
+            instance_id: member.id.clone(),
+            cluster_id: None,
+            data_dir: member.dir.path().to_owned(),
+            listener: listen(&member.addr).await,
+            peer_addr: member.addr.clone(),
+            http_addr: format!("http-of-{}", member.id),
+            formation,
+            security: self.security.clone(),
+            timing: self.timing.clone(),
+            services: tonic::service::Routes::default(),
+            links: self.links.clone(),
+        };
+        let running = Node::start(options).await?;
+        self.members[at].running = Some(running);
+        Ok(())
+    }
+
+    async fn stop(&mut self, at: usize) {
+        let (node, running) = self.members[at].running.take().unwrap();
+        drop(node);
+        running.stop().await;
+    }
+
+    fn node(&self, at: usize) -> &Node {
+        &self.members[at].running.as_ref().unwrap().0
+    }
+
+    fn running(&self) -> impl Iterator<Item = usize> {
+        (0..self.members.len()).filter(|at| self.members[*at].running.is_some())
+    }
+
+    /// Waits until `check` holds on the instance `at`.
+    async fn until(&self, at: usize, what: &str, check: impl Fn(&Status) -> bool) {
+        let mut status = self.node(at).watch_status();
+        let met = timeout(PATIENCE, status.wait_for(|status| check(status))).await;
+        assert!(matches!(met, Ok(Ok(_))), "{what}: {:?}", self.node(at).status());
+    }
+
+    /// Waits until all running instances agree on a leader that has a quorum, and says which it is.
+    async fn leader(&self) -> usize {
+        let started = Instant::now();
+        loop {
+            let statuses: Vec<_> = self.running().map(|at| self.node(at).status()).collect();
+            let leaders: BTreeSet<_> = statuses.iter().map(|status| status.leader.clone()).collect();
+            if let Some(Some(leader)) = leaders.first()
+                && leaders.len() == 1
+                && statuses.iter().all(|status| status.has_quorum)
+            {
+                let at = self.members.iter().position(|member| member.id == *leader).unwrap();
+                if self.members[at].running.is_some() {
+                    return at;
+                }
+            }
+            assert!(started.elapsed() < PATIENCE, "no leader: {statuses:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    fn isolate(&self, at: usize) {
+        for other in self.members.iter().filter(|other| other.id != self.members[at].id) {
+            self.links.cut(&self.members[at].id, &other.id);
+            self.links.cut(&other.id, &self.members[at].id);
+        }
+    }
+
+    async fn append(&self, at: usize, session: &str, external: &str, text: &str) -> u64 {
+        let committed = self.node(at).propose(append(session, external, text), CALL).await.unwrap();
+        match committed.outcome {
+            outcome::Kind::Appended(appended) => appended.seq,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn texts(&self, at: usize, session: &str) -> Vec<String> {
+        let view = self.node(at).read_linearizable(CALL).await.unwrap();
+        let entries = view.entries(&key(session), SeqNum(0), 100_000).unwrap();
+        entries.into_iter().map(|entry| entry.text).collect()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_instance_takes_writes_and_reads_what_any_other_acknowledged() {
+    let cluster = Cluster::start(3).await;
+    for round in 0..30_u64 {
+        let at = (round % 3) as usize;
+        assert_eq!(cluster.append(at, "s", &format!("k{round}"), &format!("text {round}")).await, round + 1);
+        let texts = cluster.texts((at + 1) % 3, "s").await;
+        assert_eq!(texts.len() as u64, round + 1);
+        assert_eq!(texts.last().unwrap(), &format!("text {round}"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeated_command_gives_the_first_answer_on_any_instance() {
+    let cluster = Cluster::start(3).await;
+    let first = cluster.append(0, "s", "same", "hello").await;
+    for at in 0..3 {
+        assert_eq!(cluster.append(at, "s", "same", "hello").await, first);
+    }
+    assert_eq!(cluster.texts(1, "s").await, ["hello"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_isolated_leader_refuses_quickly_and_the_others_go_on() {
+    let cluster = Cluster::start(3).await;
+    cluster.append(0, "s", "a", "before").await;
+    let old = cluster.leader().await;
+    cluster.isolate(old);
+    let other = (old + 1) % 3;
+    cluster.append(other, "s", "b", "during").await;
+    let error = cluster.node(old).propose(append("s", "c", "lost"), Duration::from_millis(800)).await.unwrap_err();
+    assert!(matches!(error, ProposeError::NoQuorum { .. } | ProposeError::EffectUnknown { .. }), "{error}");
+    assert!(cluster.node(old).read_linearizable(Duration::from_millis(500)).await.is_err(), "a stale read");
+    cluster.links.heal();
+    cluster.leader().await;
+    let texts = cluster.texts(old, "s").await;
+    assert_eq!(texts[..2], ["before", "during"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_under_way_survives_the_loss_of_its_leader() {
+    let mut cluster = Cluster::start(3).await;
+    let old = cluster.leader().await;
+    let other = (old + 1) % 3;
+    let node = cluster.node(other).clone();
+    let writes = tokio::spawn(async move {
+        for number in 0..200 {
+            node.propose(append("s", &format!("k{number}"), &format!("{number}")), PATIENCE).await.unwrap();
+        }
+    });
+    cluster.until(other, "some writes", |status| status.applied_index > 40).await;
+    cluster.stop(old).await;
+    writes.await.unwrap();
+    let expected: Vec<String> = (0..200).map(|number| number.to_string()).collect();
+    assert_eq!(cluster.texts(other, "s").await, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_was_away_catches_up_from_a_snapshot_after_the_log_was_purged() {
+    let timing = Timing { snapshot_every: 300, log_keep: 50, ..Timing::default() };
+    let mut cluster = Cluster::start_with(3, timing, Security::Plaintext).await;
+    let away = (cluster.leader().await + 1) % 3;
+    let list = Formation::Bootstrap(
+        cluster.members.iter().map(|member| (member.id.clone(), member.addr.clone())).collect(),
+    );
+    cluster.append(0, "s", "first", "first").await;
+    cluster.stop(away).await;
+    let at = cluster.leader().await;
+    let node = cluster.node(at).clone();
+    let mut writes = tokio::task::JoinSet::new();
+    for number in 0..3000 {
+        let node = node.clone();
+        writes.spawn(async move { node.propose(append("t", &format!("k{number}"), "x"), PATIENCE).await.unwrap() });
+    }
+    while let Some(done) = writes.join_next().await {
+        done.unwrap();
+    }
+    cluster.until(at, "a snapshot", |status| status.snapshot_index > 2000).await;
+    cluster.run(away, list).await.unwrap();
+    assert_eq!(cluster.texts(away, "t").await.len(), 3000);
+    assert_eq!(cluster.texts(away, "s").await, ["first"]);
+    let index = cluster.node(at).status().applied_index;
+    let one = cluster.node(away).read_at_least(index, CALL).await.unwrap();
+    let other = cluster.node(at).read_at_least(index, CALL).await.unwrap();
+    assert_eq!(one.state_hash().unwrap(), other.state_hash().unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_of_one_grows_and_shrinks() {
+    let mut cluster = Cluster::start(1).await;
+    cluster.append(0, "s", "a", "alone").await;
+    let door = cluster.members[0].addr.clone();
+    for number in 2..=3 {
+        let listener = listen("127.0.0.1:0").await;
+        let addr = listener.local_addr().unwrap().to_string();
+        drop(listener);
+        let member = Member { id: id(&format!("node-{number}")), dir: TempDir::new().unwrap(), addr, running: None };
+        cluster.members.push(member);
+        cluster.run(number - 1, Formation::Join(vec![door.clone()])).await.unwrap();
+        cluster.until(number - 1, "a voter", |status| status.voter_count() == number).await;
+    }
+    cluster.append(2, "s", "b", "three").await;
+    assert_eq!(cluster.texts(1, "s").await, ["alone", "three"]);
+
+    let leader = cluster.leader().await;
+    let to = cluster.node((leader + 1) % 3).transfer_leader(None, CALL).await.unwrap();
+    assert_eq!(cluster.leader().await, (leader + 1) % 3, "asked {to} to lead");
+    let gone = cluster.members[leader].id.clone();
+    cluster.node((leader + 2) % 3).remove(&gone, CALL).await.unwrap();
+    cluster.until((leader + 1) % 3, "two voters", |status| status.voter_count() == 2).await;
+    cluster.stop(leader).await;
+    cluster.append((leader + 1) % 3, "s", "c", "two").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_that_lost_its_disk_comes_back_as_somebody_new() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.append(0, "s", "a", "kept").await;
+    let lost = (cluster.leader().await + 1) % 3;
+    let list = Formation::Bootstrap(
+        cluster.members.iter().map(|member| (member.id.clone(), member.addr.clone())).collect(),
+    );
+    cluster.stop(lost).await;
+    cluster.members[lost].dir = TempDir::new().unwrap();
+    cluster.run(lost, list).await.unwrap();
+    cluster.until(lost, "a voter again", |status| status.voter_count() == 3 && status.applied_index > 0).await;
+    assert_eq!(cluster.texts(lost, "s").await, ["kept"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_list_than_the_first_is_refused_by_name() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.stop(0).await;
+    let other = Formation::Bootstrap(vec![(id("node-1"), "127.0.0.1:1".into()), (id("node-9"), "127.0.0.1:2".into())]);
+    let error = cluster.run(0, other).await.unwrap_err().to_string();
+    assert!(error.contains("node-9=127.0.0.1:2") && error.contains("node-3="), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shared_secret_forms_a_cluster_and_keeps_others_out() {
+    let secret = |text: &str| Security::Secret(format!("{text}-0123456789abcdef0123456789abcdef"));
+    let mut cluster = Cluster::start_with(3, Timing::default(), secret("one")).await;
+    cluster.append(1, "s", "a", "secured").await;
+    assert_eq!(cluster.texts(2, "s").await, ["secured"]);
+
+    let listener = listen("127.0.0.1:0").await;
+    let addr = listener.local_addr().unwrap().to_string();
+    drop(listener);
+    cluster.members.push(Member { id: id("node-4"), dir: TempDir::new().unwrap(), addr, running: None });
+    cluster.security = secret("two");
+    let door = cluster.members[0].addr.clone();
+    let error = cluster.run(3, Formation::Join(vec![door])).await.unwrap_err().to_string();
+    assert!(error.contains("none of"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_acknowledged_is_there_after_all_instances_stopped() {
+    let mut cluster = Cluster::start(3).await;
+    for number in 0..100 {
+        cluster.append(number % 3, "s", &format!("k{number}"), &number.to_string()).await;
+    }
+    for at in 0..3 {
+        cluster.stop(at).await;
+    }
+    let list = Formation::Bootstrap(
+        cluster.members.iter().map(|member| (member.id.clone(), member.addr.clone())).collect(),
+    );
+    for at in 0..3 {
+        cluster.run(at, list.clone()).await.unwrap();
+    }
+    cluster.leader().await;
+    let expected: Vec<String> = (0..100).map(|number| number.to_string()).collect();
+    assert_eq!(cluster.texts(1, "s").await, expected);
+}
+
+#[tokio::test]
+async fn a_directory_of_another_instance_is_refused() {
+    let mut cluster = Cluster::start(1).await;
+    cluster.stop(0).await;
+    cluster.members[0].id = id("other");
+    let error = cluster.run(0, Formation::Alone).await.unwrap_err().to_string();
+    assert!(error.contains("of instance node-1, not other"), "{error}");
+    assert!(Path::new(cluster.members[0].dir.path()).exists());
+}
