@@ -5,19 +5,17 @@
 //! page may be read by whoever may scrape it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use openclaw_raft::{Counters, Status};
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+    Counter, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
 };
 
 /// Bucket bounds in seconds, 1 ms to 300 s: from an answer out of memory to the longest turn.
 const DURATION_BUCKETS: [f64; 16] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 100.0, 300.0];
-/// Bucket bounds in seconds for one fsync: a fast NVMe disk to one that is in trouble.
-const FSYNC_BUCKETS: [f64; 10] = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 1.0];
-/// Bucket bounds for the number of log entries that share one append.
-const BATCH_BUCKETS: [f64; 8] = [1.0, 2.0, 4.0, 8.0, 16.0, 64.0, 256.0, 1024.0];
 
 /// A name or bound that the metrics library refuses: a bug, found by every test that builds an instance.
 #[derive(Debug, thiserror::Error)]
@@ -47,8 +45,12 @@ pub struct Metrics {
     pub raft_leader_changes: IntCounter,
     pub raft_proposals: IntCounterVec,
     pub raft_proposal_duration: Histogram,
-    pub raft_fsync_duration: Histogram,
-    pub raft_append_batch_size: Histogram,
+    pub raft_fsyncs: IntCounter,
+    pub raft_fsync_seconds: Counter,
+    pub raft_fsync_requests: IntCounter,
+    pub raft_entries_appended: IntCounter,
+    pub raft_commands_applied: IntCounter,
+    pub raft_snapshots: IntCounterVec,
 }
 
 impl Metrics {
@@ -130,19 +132,25 @@ impl Metrics {
                 &r,
                 "openclaw_raft_proposal_duration_seconds",
                 "Time from a proposal to its acknowledged outcome.",
-                &DURATION_BUCKETS,
             )?,
-            raft_fsync_duration: duration(
+            raft_fsyncs: counter(&r, "openclaw_raft_fsyncs_total", "Waits for the log's disk.")?,
+            raft_fsync_seconds: seconds(&r, "openclaw_raft_fsync_seconds_total", "Time spent in those waits.")?,
+            raft_fsync_requests: counter(
                 &r,
-                "openclaw_raft_fsync_duration_seconds",
-                "Duration of one fsync of the log.",
-                &FSYNC_BUCKETS,
+                "openclaw_raft_fsync_requests_total",
+                "Appends and votes that those waits covered; per wait, how many shared one.",
             )?,
-            raft_append_batch_size: duration(
+            raft_entries_appended: counter(&r, "openclaw_raft_entries_appended_total", "Log entries appended here.")?,
+            raft_commands_applied: counter(
                 &r,
-                "openclaw_raft_append_batch_size",
-                "Log entries that shared one fsync.",
-                &BATCH_BUCKETS,
+                "openclaw_raft_commands_applied_total",
+                "Commands that the state machine here has applied.",
+            )?,
+            raft_snapshots: counters(
+                &r,
+                "openclaw_raft_snapshots_total",
+                "Snapshots written here, and taken over from a leader.",
+                &["kind"],
             )?,
             registry: Arc::new(r),
         })
@@ -163,11 +171,38 @@ impl Metrics {
         self.http_request_duration.with_label_values(&[route, method]).observe(took.as_secs_f64());
     }
 
+    /// Takes over what consensus says of itself. One task calls it, whenever the status changes and every few seconds;
+    /// `leader_changed` where another instance leads than at the call before.
+    pub fn raft(&self, status: &Status, counters: &Counters, leader_changed: bool) {
+        let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        self.raft_term.set(gauge(status.term));
+        self.raft_commit_index.set(gauge(status.committed_index));
+        self.raft_applied_index.set(gauge(status.applied_index));
+        self.raft_is_leader.set(i64::from(status.is_leader));
+        self.raft_has_quorum.set(i64::from(status.has_quorum));
+        if leader_changed {
+            self.raft_leader_changes.inc();
+        }
+        catch_up(&self.raft_fsyncs, &counters.syncs);
+        catch_up(&self.raft_fsync_requests, &counters.sync_requests);
+        catch_up(&self.raft_entries_appended, &counters.entries_appended);
+        catch_up(&self.raft_commands_applied, &counters.commands_applied);
+        catch_up(&self.raft_snapshots.with_label_values(&["built"]), &counters.snapshots_built);
+        catch_up(&self.raft_snapshots.with_label_values(&["installed"]), &counters.snapshots_installed);
+        let seconds = Duration::from_micros(counters.sync_micros.load(Ordering::Relaxed)).as_secs_f64();
+        self.raft_fsync_seconds.inc_by((seconds - self.raft_fsync_seconds.get()).max(0.0));
+    }
+
     /// Counts the tokens of one answer.
     pub fn tokens(&self, input: u64, output: u64) {
         self.model_tokens.with_label_values(&["input"]).inc_by(input);
         self.model_tokens.with_label_values(&["output"]).inc_by(output);
     }
+}
+
+/// Brings a counter to a total that somebody else counts.
+fn catch_up(counter: &IntCounter, total: &AtomicU64) {
+    counter.inc_by(total.load(Ordering::Relaxed).saturating_sub(counter.get()));
 }
 
 /// The status in digits, without allocating.
@@ -202,8 +237,14 @@ fn durations(r: &Registry, name: &str, help: &str, labels: &[&str]) -> Result<Hi
     Ok(series)
 }
 
-fn duration(r: &Registry, name: &str, help: &str, buckets: &[f64]) -> Result<Histogram, prometheus::Error> {
-    let series = Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?;
+fn duration(r: &Registry, name: &str, help: &str) -> Result<Histogram, prometheus::Error> {
+    let series = Histogram::with_opts(HistogramOpts::new(name, help).buckets(DURATION_BUCKETS.to_vec()))?;
+    r.register(Box::new(series.clone()))?;
+    Ok(series)
+}
+
+fn seconds(r: &Registry, name: &str, help: &str) -> Result<Counter, prometheus::Error> {
+    let series = Counter::new(name, help)?;
     r.register(Box::new(series.clone()))?;
     Ok(series)
 }
@@ -215,20 +256,8 @@ mod tests {
     use super::*;
 
     /// What a gauge or histogram without a unit counts.
-    const COUNTS: [&str; 12] = [
-        "connections",
-        "streams",
-        "running",
-        "waiting",
-        "active",
-        "term",
-        "index",
-        "leader",
-        "quorum",
-        "size",
-        "seconds",
-        "bytes",
-    ];
+    const COUNTS: [&str; 10] =
+        ["connections", "streams", "running", "waiting", "active", "term", "index", "leader", "quorum", "seconds"];
 
     #[test]
     fn names_say_area_what_and_unit() {

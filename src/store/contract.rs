@@ -19,21 +19,21 @@ const RUNNER: &str = "node-1";
 type Store = Arc<dyn SessionStore>;
 
 /// Runs the whole contract, each part on a store of its own.
-pub(crate) async fn run(make: impl Fn() -> Store) {
-    accepted_messages_are_in_the_transcript(make()).await;
-    a_repeated_message_finds_the_first_turn(make()).await;
-    an_idempotency_key_names_one_request(make()).await;
-    a_session_runs_one_turn_at_a_time_in_commit_order(make()).await;
-    a_full_queue_refuses(make()).await;
-    only_the_present_token_ends_a_turn(make()).await;
-    ending_twice_is_one_end(make()).await;
-    a_cancelled_turn_stays_cancelled(make()).await;
-    a_failed_turn_says_why_and_frees_its_session(make()).await;
-    appends_compare_the_head(make()).await;
-    resets_and_deletions(make()).await;
-    pages_are_in_order_and_bounded(make()).await;
-    reads_reflect_the_index_they_ask_for(make()).await;
-    what_breaks_a_limit_is_refused(make()).await;
+pub(crate) async fn run(make: impl AsyncFn() -> Store) {
+    accepted_messages_are_in_the_transcript(make().await).await;
+    a_repeated_message_finds_the_first_turn(make().await).await;
+    an_idempotency_key_names_one_request(make().await).await;
+    a_session_runs_one_turn_at_a_time_in_commit_order(make().await).await;
+    a_full_queue_refuses(make().await).await;
+    only_the_present_token_ends_a_turn(make().await).await;
+    ending_twice_is_one_end(make().await).await;
+    a_cancelled_turn_stays_cancelled(make().await).await;
+    a_failed_turn_says_why_and_frees_its_session(make().await).await;
+    appends_compare_the_head(make().await).await;
+    resets_and_deletions(make().await).await;
+    pages_are_in_order_and_bounded(make().await).await;
+    reads_reflect_the_index_they_ask_for(make().await).await;
+    what_breaks_a_limit_is_refused(make().await).await;
 }
 
 fn key(text: &str) -> SessionKey {

@@ -213,6 +213,6 @@ mod tests {
     #[tokio::test]
     async fn memory_keeps_the_contract() {
         let instance = InstanceId::parse("node-1").unwrap();
-        super::super::contract::run(|| Arc::new(MemoryStore::new(&[&instance])) as Arc<dyn SessionStore>).await;
+        super::super::contract::run(async || Arc::new(MemoryStore::new(&[&instance])) as Arc<dyn SessionStore>).await;
     }
 }

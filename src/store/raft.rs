@@ -148,3 +148,57 @@ fn refused(error: ProposeError) -> (&'static str, CommitError) {
         ProposeError::TooLarge(error) => ("too_large", CommitError::TooLarge { reason: error.to_string() }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use openclaw_proto::state::RegisterInstance;
+    use openclaw_raft::{Formation, Links, Options, Running, Security, Timing};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    async fn alone(id: &InstanceId) -> (Node, Running, tempfile::TempDir) {
+        let directory = tempfile::tempdir().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (node, running) = Node::start(Options {
+            instance_id: id.clone(),
+            cluster_id: None,
+            data_dir: directory.path().join(id.as_str()),
+            peer_addr: listener.local_addr().unwrap().to_string(),
+            listener,
+            http_addr: "127.0.0.1:0".into(),
+            formation: Formation::Alone,
+            security: Security::Plaintext,
+            timing: Timing::default(),
+            services: tonic::service::Routes::default(),
+            links: Links::default(),
+        })
+        .await
+        .unwrap();
+        (node, running, directory)
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn raft_keeps_the_contract() {
+        let id = InstanceId::parse("node-1").unwrap();
+        let kept = parking_lot::Mutex::new(Vec::new());
+        super::super::contract::run(async || {
+            let (node, running, directory) = alone(&id).await;
+            let register = RegisterInstance {
+                instance_id: id.as_str().into(),
+                boot_id: "boot".into(),
+                ..RegisterInstance::default()
+            };
+            node.propose(Command::RegisterInstance(register), Duration::from_secs(20)).await.unwrap();
+            kept.lock().push((running, directory));
+            Arc::new(RaftStore::new(node, Metrics::new().unwrap())) as Arc<dyn SessionStore>
+        })
+        .await;
+        let kept = std::mem::take(&mut *kept.lock());
+        for (running, _directory) in kept {
+            running.stop().await;
+        }
+    }
+}
