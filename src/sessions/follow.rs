@@ -205,7 +205,7 @@ impl Follow {
         loop {
             let (version, seen) = watch.row();
             if let Some(seen) = seen
-                && seen.fencing_token >= row.fencing_token
+                && (seen.fencing_token, seen.state) > (row.fencing_token, row.state)
             {
                 row = seen;
             }
@@ -218,10 +218,9 @@ impl Follow {
                 TurnState::Cancelled => return Ok(Ended::Cancelled(row)),
                 TurnState::Queued | TurnState::Running | TurnState::Unspecified => {}
             }
-            if timeout(self.inner.options.recheck, watch.row_changed(version)).await.is_err() || watch.row().1.is_none()
-            {
-                row = self.inner.row(turn, Consistency::Stale).await?.ok_or(FollowError::NotFound)?;
-            }
+            // Either way the state here is the newest that can be had; an event may have been missed.
+            timeout(self.inner.options.recheck, watch.row_changed(version)).await.ok();
+            row = self.inner.row(turn, Consistency::Stale).await?.ok_or(FollowError::NotFound)?;
         }
     }
 
