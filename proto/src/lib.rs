@@ -8,7 +8,13 @@ pub mod http;
 pub mod ids;
 
 // The module path repeats the protobuf packages, since the generated code refers to its neighbours by it.
-#[expect(clippy::all, unreachable_pub, reason = "generated from the .proto files")]
+#[expect(
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    clippy::missing_errors_doc,
+    unreachable_pub,
+    reason = "generated from the .proto files"
+)]
 mod openclaw {
     pub mod state {
         pub mod v1 {

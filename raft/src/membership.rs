@@ -75,10 +75,9 @@ impl Group {
         if voters.contains(&id) {
             return Ok(());
         }
-        if let Some((_, other)) =
-            membership.nodes().find(|(known, other)| **known != id && other.peer_addr == node.peer_addr
-                && other.instance_id != node.instance_id)
-        {
+        if let Some((_, other)) = membership.nodes().find(|(known, other)| {
+            **known != id && other.peer_addr == node.peer_addr && other.instance_id != node.instance_id
+        }) {
             return Err(format!("its peer address {} is that of {}", node.peer_addr, other.instance_id));
         }
         let replaced = membership.nodes().find(|(_, other)| other.instance_id == node.instance_id).map(|(id, _)| *id);
@@ -96,9 +95,7 @@ impl Group {
         // Learners that an earlier attempt of the same instance left behind.
         let stale: BTreeSet<NodeId> = membership
             .nodes()
-            .filter(|(known, other)| {
-                other.instance_id == node.instance_id && **known != id && !voters.contains(known)
-            })
+            .filter(|(known, other)| other.instance_id == node.instance_id && **known != id && !voters.contains(known))
             .map(|(known, _)| *known)
             .collect();
         if !stale.is_empty() {
@@ -169,7 +166,11 @@ impl Group {
         let metrics = self.metrics();
         let membership = metrics.membership_config.membership();
         let matched = |id: &NodeId| {
-            metrics.replication.as_ref().and_then(|known| known.get(id)).and_then(|log_id| log_id.as_ref().map(|id| id.index))
+            metrics
+                .replication
+                .as_ref()
+                .and_then(|known| known.get(id))
+                .and_then(|log_id| log_id.as_ref().map(|id| id.index))
         };
         let voters = membership.voter_ids().filter(|id| Some(*id) != metrics.current_leader);
         let best = voters.max_by_key(matched).ok_or(MembershipError::NobodyElse)?;

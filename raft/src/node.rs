@@ -148,8 +148,7 @@ impl Node {
             .map_err(|fatal| StartError::Fatal(fatal.to_string()))?;
 
         let status = watch_status(&raft, &contact, silence, peers.clone());
-        let group =
-            Group::new(Inner { id: group_id, raft, peers, contact, state: reader, snapshots, status });
+        let group = Group::new(Inner { id: group_id, raft, peers, contact, state: reader, snapshots, status });
         let groups = Groups::default();
         groups.insert(group_id, group.clone());
 
@@ -187,8 +186,7 @@ impl Node {
                 tracing::error!(%error, "the peer listener failed");
             }
         });
-        let formation =
-            tokio::spawn(formation::become_member(group.clone(), own, options.formation, security));
+        let formation = tokio::spawn(formation::become_member(group.clone(), own, options.formation, security));
         let node = Self {
             proposer: Proposer::spawn(group.clone()),
             reader: Reader::spawn(group.clone()),
@@ -312,10 +310,7 @@ impl Node {
         Ok(to)
     }
 
-    fn leader_client(
-        &self,
-        status: &Status,
-    ) -> Result<(u64, pb::raft_client::RaftClient<Channel>), MembershipError> {
+    fn leader_client(&self, status: &Status) -> Result<(u64, pb::raft_client::RaftClient<Channel>), MembershipError> {
         let leader = status.leader_node.ok_or(MembershipError::NoLeader)?;
         let (instance, addr) = self.group.address_of(leader).ok_or(MembershipError::NoLeader)?;
         Ok((leader, self.group.peers().client(&instance, &addr)))
@@ -398,7 +393,9 @@ async fn identify(engine: &Arc<Engine>, options: &Options) -> Result<(pb::Identi
             let theirs = formation::cluster_to_join(addrs, &known, own).await?;
             if let Some(ours) = given.filter(|ours| *ours != theirs) {
                 let peer = addrs.join(", ");
-                return Err(FormationError::PeerOfOtherCluster { peer, theirs: theirs.as_str().to_owned(), ours }.into());
+                return Err(
+                    FormationError::PeerOfOtherCluster { peer, theirs: theirs.as_str().to_owned(), ours }.into()
+                );
             }
             (theirs, Vec::new())
         }
@@ -475,8 +472,11 @@ fn watch_status(
                 tracing::info!(leader, term = status.term, "leader");
             }
             if before.members.len() != status.members.len() {
-                let known: BTreeSet<_> =
-                    status.members.iter().map(|member| (member.instance_id.clone(), member.peer_addr.clone())).collect();
+                let known: BTreeSet<_> = status
+                    .members
+                    .iter()
+                    .map(|member| (member.instance_id.clone(), member.peer_addr.clone()))
+                    .collect();
                 peers.retain(&known);
             }
             if before != status {

@@ -249,10 +249,12 @@ async fn propose_there(group: &Group, leader: u64, commands: Vec<Bytes>, timeout
 /// Whether a failed call certainly had no effect: no connection was made, or the peer refused before it acted.
 pub(crate) fn never_sent(status: &Status) -> bool {
     match status.code() {
-        Code::PermissionDenied | Code::NotFound | Code::InvalidArgument | Code::Unimplemented | Code::Unauthenticated => true,
-        Code::Unavailable | Code::Unknown | Code::Internal => {
-            ConnectError::in_chain(status).is_some()
-        }
+        Code::PermissionDenied
+        | Code::NotFound
+        | Code::InvalidArgument
+        | Code::Unimplemented
+        | Code::Unauthenticated => true,
+        Code::Unavailable | Code::Unknown | Code::Internal => ConnectError::in_chain(status).is_some(),
         Code::Ok
         | Code::Cancelled
         | Code::DeadlineExceeded

@@ -3,9 +3,9 @@
 use std::fmt;
 
 use bytes::Bytes;
+use openclaw_proto::state::Outcome;
 use openraft::alias;
 use openraft_rt_tokio::TokioRuntime;
-use openclaw_proto::state::Outcome;
 
 /// A command on its way through the log: an encoded [`openclaw_proto::state::Command`].
 ///
@@ -58,8 +58,7 @@ impl openraft::RaftTypeConfig for TypeConfig {
     type LeaderId = openraft::impls::leader_id_std::LeaderId<u64, u64>;
     type Vote = openraft::impls::Vote<Self::LeaderId>;
     type Payload = openraft::EntryPayload<EncodedCommand, u64, MemberNode>;
-    type Entry =
-        openraft::Entry<<Self::LeaderId as openraft::vote::RaftLeaderId>::Committed, Self::Payload>;
+    type Entry = openraft::Entry<<Self::LeaderId as openraft::vote::RaftLeaderId>::Committed, Self::Payload>;
     type Responder<T>
         = openraft::impls::OneshotResponder<Self, T>
     where

@@ -38,7 +38,10 @@ pub(crate) fn to_vote(vote: &Vote) -> pb::Vote {
 }
 
 pub(crate) fn from_vote(vote: pb::Vote) -> Vote {
-    Vote { leader_id: <TypeConfig as RaftTypeConfig>::LeaderId::new(vote.term, vote.node_id), committed: vote.committed }
+    Vote {
+        leader_id: <TypeConfig as RaftTypeConfig>::LeaderId::new(vote.term, vote.node_id),
+        committed: vote.committed,
+    }
 }
 
 pub(crate) fn to_node(node: &MemberNode) -> pb::Node {
@@ -141,11 +144,7 @@ mod tests {
     use super::*;
 
     fn node(name: &str) -> MemberNode {
-        MemberNode {
-            instance_id: name.into(),
-            peer_addr: "127.0.0.1:3100".into(),
-            http_addr: "127.0.0.1:3000".into(),
-        }
+        MemberNode { instance_id: name.into(), peer_addr: "127.0.0.1:3100".into(), http_addr: "127.0.0.1:3000".into() }
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Three instances in one process, over loopback sockets and links that the tests cut.
 
+#![expect(clippy::unwrap_used, reason = "a test says what went wrong by panicking")]
+
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
@@ -7,7 +9,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use openclaw_proto::ids::{InstanceId, SeqNum, SessionKey};
 use openclaw_proto::state::{AppendEntry, InboxKey, Role, command, outcome};
-use openclaw_raft::{Formation, Links, Node, OpenError, Options, ProposeError, Running, Security, StartError, Status, Timing};
+use openclaw_raft::{
+    Formation, Links, Node, OpenError, Options, ProposeError, Running, Security, StartError, Status, Timing,
+};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -79,7 +83,12 @@ impl Cluster {
             let listener = listen("127.0.0.1:0").await;
             let addr = listener.local_addr().unwrap().to_string();
             drop(listener);
-            members.push(Member { id: id(&format!("node-{number}")), dir: TempDir::new().unwrap(), addr, running: None });
+            members.push(Member {
+                id: id(&format!("node-{number}")),
+                dir: TempDir::new().unwrap(),
+                addr,
+                running: None,
+            });
         }
         let mut cluster = Self { members, links: Links::default(), timing, security };
         let list = cluster.members.iter().map(|member| (member.id.clone(), member.addr.clone())).collect();
@@ -174,10 +183,8 @@ impl Cluster {
 
     async fn append(&self, at: usize, session: &str, external: &str, text: &str) -> u64 {
         let committed = self.node(at).propose(append(session, external, text), CALL).await.unwrap();
-        match committed.outcome {
-            outcome::Kind::Appended(appended) => appended.seq,
-            other => panic!("{other:?}"),
-        }
+        let outcome::Kind::Appended(appended) = committed.outcome else { panic!("{:?}", committed.outcome) };
+        appended.seq
     }
 
     async fn texts(&self, at: usize, session: &str) -> Vec<String> {
@@ -249,9 +256,8 @@ async fn an_instance_that_was_away_catches_up_from_a_snapshot_after_the_log_was_
     let timing = Timing { snapshot_every: 300, log_keep: 50, ..Timing::default() };
     let mut cluster = Cluster::start_with(3, timing, Security::Plaintext).await;
     let away = (cluster.leader().await + 1) % 3;
-    let list = Formation::Bootstrap(
-        cluster.members.iter().map(|member| (member.id.clone(), member.addr.clone())).collect(),
-    );
+    let list =
+        Formation::Bootstrap(cluster.members.iter().map(|member| (member.id.clone(), member.addr.clone())).collect());
     cluster.append(0, "s", "first", "first").await;
     cluster.stop(away).await;
     let at = cluster.leader().await;
@@ -306,9 +312,8 @@ async fn an_instance_that_lost_its_disk_comes_back_as_somebody_new() {
     let mut cluster = Cluster::start(3).await;
     cluster.append(0, "s", "a", "kept").await;
     let lost = (cluster.leader().await + 1) % 3;
-    let list = Formation::Bootstrap(
-        cluster.members.iter().map(|member| (member.id.clone(), member.addr.clone())).collect(),
-    );
+    let list =
+        Formation::Bootstrap(cluster.members.iter().map(|member| (member.id.clone(), member.addr.clone())).collect());
     cluster.stop(lost).await;
     cluster.members[lost].dir = TempDir::new().unwrap();
     cluster.run(lost, list).await.unwrap();
@@ -351,9 +356,8 @@ async fn everything_acknowledged_is_there_after_all_instances_stopped() {
     for at in 0..3 {
         cluster.stop(at).await;
     }
-    let list = Formation::Bootstrap(
-        cluster.members.iter().map(|member| (member.id.clone(), member.addr.clone())).collect(),
-    );
+    let list =
+        Formation::Bootstrap(cluster.members.iter().map(|member| (member.id.clone(), member.addr.clone())).collect());
     for at in 0..3 {
         cluster.run(at, list.clone()).await.unwrap();
     }

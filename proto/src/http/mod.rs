@@ -71,14 +71,33 @@ pub struct ChatResponse {
 #[serde(rename_all = "lowercase", rename_all_fields = "camelCase")]
 pub enum StreamEvent {
     /// The message is accepted: from here on nothing is lost.
-    Start { turn_id: String, session_key: String, instance_id: String },
-    Delta { text: String },
-    Tool { name: String, phase: String },
+    Start {
+        turn_id: String,
+        session_key: String,
+        instance_id: String,
+    },
+    Delta {
+        text: String,
+    },
+    Tool {
+        name: String,
+        phase: String,
+    },
     /// Another attempt begins; what was streamed before is void.
-    Restart { attempt: u32 },
+    Restart {
+        attempt: u32,
+    },
     /// The reply is committed.
-    Done { entry_id: String, text: String, usage: Usage, model: String },
-    Error { code: ErrorCode, message: String },
+    Done {
+        entry_id: String,
+        text: String,
+        usage: Usage,
+        model: String,
+    },
+    Error {
+        code: ErrorCode,
+        message: String,
+    },
 }
 
 impl StreamEvent {

@@ -9,6 +9,7 @@ use futures::{Stream, StreamExt};
 use openclaw_proto::ids::{GroupId, InstanceId};
 use openclaw_proto::raft as pb;
 use openclaw_proto::raft::raft_client::RaftClient;
+use openraft::OptionalSend;
 use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{Backoff, RPCOption, RaftNetworkFactory, v2::RaftNetworkV2};
@@ -17,7 +18,6 @@ use openraft::raft::{
     TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::type_config::alias::SnapshotOf;
-use openraft::OptionalSend;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
@@ -294,7 +294,8 @@ impl RaftNetworkV2<TypeConfig> for Network {
             RPCError::Timeout(_) | RPCError::Network(_) | RPCError::RemoteError(_) => network(&status),
         })?;
         let vote = answer.into_inner().vote.map(wire::from_vote);
-        let vote = vote.ok_or_else(|| StreamingError::Network(NetworkError::from_string("an answer without a vote")))?;
+        let vote =
+            vote.ok_or_else(|| StreamingError::Network(NetworkError::from_string("an answer without a vote")))?;
         Ok(SnapshotResponse::new(vote))
     }
 
@@ -314,7 +315,11 @@ impl RaftNetworkV2<TypeConfig> for Network {
             .map_err(|_| overdue("a leadership transfer", STALLED))?
             .map_err(|status| failed(&status))?
             .into_inner();
-        if answer.refused.is_empty() { Ok(Ok(())) } else { Err(RPCError::Network(NetworkError::from_string(answer.refused))) }
+        if answer.refused.is_empty() {
+            Ok(Ok(()))
+        } else {
+            Err(RPCError::Network(NetworkError::from_string(answer.refused)))
+        }
     }
 
     fn backoff(&self) -> Option<Backoff> {
@@ -325,4 +330,3 @@ impl RaftNetworkV2<TypeConfig> for Network {
         Some(Backoff::new(doubling.map(|delay| delay.mul_f64(rand::random_range(0.75..1.25)))))
     }
 }
-

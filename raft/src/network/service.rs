@@ -15,7 +15,6 @@ use openraft::vote::RaftLeaderId;
 use parking_lot::RwLock;
 use tonic::{Code, Request, Response, Status, Streaming};
 
-
 use super::peers::MAX_MESSAGE_BYTES;
 use super::security::PeerIdentity;
 use crate::group::Group;
@@ -131,7 +130,11 @@ fn vote_response(response: &VoteResponse<TypeConfig>) -> pb::VoteResponse {
 }
 
 /// What openraft's own answer would be if the lease on the leader, whose process is gone, did not count.
-fn pre_vote_without_lease(request: &VoteRequest<TypeConfig>, own: Vote, last: Option<LogId>) -> VoteResponse<TypeConfig> {
+fn pre_vote_without_lease(
+    request: &VoteRequest<TypeConfig>,
+    own: Vote,
+    last: Option<LogId>,
+) -> VoteResponse<TypeConfig> {
     let granted = request.last_log_id >= last && request.vote.leader_id.term() > own.leader_id.term();
     VoteResponse::new(own, last, granted)
 }
@@ -279,7 +282,8 @@ impl RaftService for Service {
         let peer = identity(&request);
         let message = request.into_inner();
         let (group, _) = self.admit(message.header, peer.as_ref())?;
-        let instance = InstanceId::parse(message.instance_id).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let instance =
+            InstanceId::parse(message.instance_id).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let done = group.remove_here(&instance, timeout(message.timeout_ms)).await;
         Ok(Response::new(membership_response(done)))
     }
@@ -291,14 +295,18 @@ impl RaftService for Service {
         let peer = identity(&request);
         let message = request.into_inner();
         let (group, _) = self.admit(message.header, peer.as_ref())?;
-        let to = InstanceId::parse(message.to_instance_id).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let to =
+            InstanceId::parse(message.to_instance_id).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let done = group.transfer_here(&to, timeout(message.timeout_ms)).await;
         Ok(Response::new(membership_response(done)))
     }
 }
 
 fn membership_response<E: std::fmt::Display>(done: Result<(), E>) -> pb::MembershipResponse {
-    pb::MembershipResponse { done: done.is_ok(), refused: done.err().map(|error| error.to_string()).unwrap_or_default() }
+    pb::MembershipResponse {
+        done: done.is_ok(),
+        refused: done.err().map(|error| error.to_string()).unwrap_or_default(),
+    }
 }
 
 /// Answers a leader's appends, in order, each once its entries are on disk.

@@ -13,8 +13,10 @@ use std::time::Instant;
 use openclaw_proto::raft::Identity;
 use openraft::storage::IOFlushed;
 use prost::Message;
-use rocksdb::{BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, LogLevel, Options};
 use rocksdb::WriteBatch;
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, LogLevel, Options,
+};
 use tokio::sync::oneshot;
 
 use super::keys;
@@ -37,7 +39,9 @@ pub enum OpenError {
          disk; move the directory away and start the instance again, so that it joins as a new member"
     )]
     LostRecords { dir: PathBuf, found: u64, synced: u64 },
-    #[error("data directory {dir} is damaged: {detail}; move it away and start the instance again, so that it joins as a new member")]
+    #[error(
+        "data directory {dir} is damaged: {detail}; move it away and start the instance again, so that it joins as a new member"
+    )]
     Damaged { dir: PathBuf, detail: String },
 }
 
@@ -118,7 +122,8 @@ impl Engine {
         let counters = Arc::new(Counters::default());
         let (waiters, queue) = mpsc::channel();
         let thread = SyncThread { db: db.clone(), mark, counters: counters.clone() };
-        let thread = std::thread::Builder::new().name("wal-sync".into()).spawn(move || thread.run(&queue)).map_err(io)?;
+        let thread =
+            std::thread::Builder::new().name("wal-sync".into()).spawn(move || thread.run(&queue)).map_err(io)?;
         let (waiters, thread) = (Some(waiters), Some(thread));
         Ok(Arc::new(Self { db, dir: dir.to_owned(), waiters, thread, counters, _lock: lock }))
     }

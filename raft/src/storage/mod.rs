@@ -12,8 +12,8 @@ mod state_store;
 #[cfg(test)]
 mod tests;
 
-pub use engine::{Counters, OpenError};
 pub(crate) use engine::Engine;
+pub use engine::{Counters, OpenError};
 pub(crate) use log_store::LogStore;
 pub(crate) use snapshot_store::{SnapshotFile, SnapshotStore};
 pub(crate) use state_store::{StateReader, StateStore, TableReader};

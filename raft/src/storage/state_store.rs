@@ -258,8 +258,7 @@ impl RaftStateMachine<TypeConfig> for StateStore {
                     }
                     EntryPayload::Normal(bytes) => {
                         commands += 1;
-                        let at =
-                            LogPosition { index: entry.log_id.index, term: **entry.log_id.committed_leader_id() };
+                        let at = LogPosition { index: entry.log_id.index, term: **entry.log_id.committed_leader_id() };
                         let decision = match command::decode(&bytes.0) {
                             Ok(command) => state_machine::decide(&overlay, at, &command).map_err(io::Error::other)?,
                             // Every instance refuses the same bytes alike.
