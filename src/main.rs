@@ -13,6 +13,6 @@ fn main() -> ExitCode {
     openclaw::cli::main(std::env::args_os(), serve).into()
 }
 
-fn serve(_loaded: Loaded) -> BoxFuture<'static, Result<(), Stopped>> {
-    Box::pin(async { Err(Stopped::Fatal("this build has no gateway".into())) })
+fn serve(loaded: Loaded) -> BoxFuture<'static, Result<(), Stopped>> {
+    Box::pin(openclaw::app::run(loaded))
 }

@@ -7,6 +7,7 @@
 //! Reading order: [`router`] (request -> session), [`runner`] (the turns of this instance), [`live`] (the text of
 //! running turns), [`follow`] (reading a turn wherever it runs).
 
+pub mod relay;
 pub mod router;
 
 pub mod runner;

@@ -1,0 +1,335 @@
+//! Wires everything once, and holds no policy.
+//!
+//! Start: data directory and listeners, consensus, the store over it, turns, then HTTP. Stop, in this order: not ready,
+//! running turns end or are parked, leadership is handed over, HTTP, consensus, storage.
+
+mod view;
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use openclaw_config::storage::Backend;
+use openclaw_config::{Config, Loaded};
+use openclaw_proto::ids::InstanceId;
+use openclaw_raft::network::security::TlsFiles;
+use openclaw_raft::{Formation, Links, Node, OpenError, Options, Running, Security, StartError, Timing};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+
+use crate::agent::turn;
+use crate::api::{self, Gateway, Parts, server};
+use crate::cli::Stopped;
+use crate::cluster::readiness::Readiness;
+use crate::cluster::{expiry, session};
+use crate::maintenance;
+use crate::metrics::Metrics;
+use crate::models::Models;
+use crate::sessions::live::{self, Hub};
+use crate::sessions::relay::{self, PeerRelay};
+use crate::sessions::runner::{self, Load, Runner};
+use crate::sessions::{follow, follow::Follow};
+use crate::store::SessionStore;
+use crate::store::raft::RaftStore;
+
+/// How long running turns may take to end once the process was asked to stop; then another instance runs them again.
+const FINISH_TURNS: Duration = Duration::from_secs(10);
+const STOP_TASKS: Duration = Duration::from_secs(2);
+/// Turns that run here at once.
+const MAX_RUNNING_TURNS: usize = 16 * 1024;
+
+/// Runs an instance until a signal asks it to stop.
+///
+/// # Errors
+/// [`Stopped`] when it cannot start, or cannot go on.
+pub async fn run(loaded: Loaded) -> Result<(), Stopped> {
+    let app = App::build(loaded.config).await?;
+    app.run().await
+}
+
+struct App {
+    node: Node,
+    running: Running,
+    readiness: Readiness,
+    load: Load,
+    /// Ends the readers of streams, each with a position to continue from.
+    streams: CancellationToken,
+    listeners: CancellationToken,
+    tasks: CancellationToken,
+    servers: JoinSet<()>,
+    workers: JoinSet<()>,
+}
+
+impl App {
+    async fn build(config: Config) -> Result<Self, Stopped> {
+        match config.storage.backend {
+            Backend::Raft => {}
+            Backend::Redis | Backend::Fs => {
+                return Err(Stopped::Config(
+                    "storage.backend: this release stores sessions in its own replicated storage alone: use \"raft\""
+                        .to_owned(),
+                ));
+            }
+        }
+        let instance_id = config.cluster.instance_id_or_default();
+        let data_dir = config.storage.data_dir.join(instance_id.as_str());
+        private_dir(&data_dir)?;
+        let models = Models::from_config(&config.models).map_err(|error| Stopped::Config(error.to_string()))?;
+        let metrics = Metrics::new().map_err(|error| Stopped::Fatal(error.to_string()))?;
+
+        let mut http = Vec::new();
+        for address in config.gateway.listen() {
+            http.push(bind(address, "gateway.port").await?);
+        }
+        let relay = relay::Service::default();
+        let (node, running) = start_node(&config, &instance_id, &data_dir, &relay).await?;
+
+        let (streams, listeners, tasks) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+        let store: Arc<dyn SessionStore> = Arc::new(RaftStore::new(node.clone(), metrics.clone()));
+        let hub = Hub::new(live::Limits::default());
+        let follow = Follow::new(
+            instance_id.clone(),
+            store.clone(),
+            hub.clone(),
+            Arc::new(PeerRelay(node.clone())),
+            follow::Options::default(),
+            streams.clone(),
+        );
+        relay.open(follow.clone(), node.cluster_id().as_str().to_owned());
+        let runner = Runner::new(
+            instance_id.clone(),
+            store.clone(),
+            models.clone(),
+            hub,
+            metrics.clone(),
+            runner::Options {
+                agents: config.agents.clone(),
+                max_running: MAX_RUNNING_TURNS,
+                limits: turn::Limits { timeout: config.session.turn_timeout, ..turn::Limits::default() },
+                ..runner::Options::default()
+            },
+        );
+        let load = runner.load();
+
+        let description = describe(&config, &node, &data_dir)?;
+        let lease = &config.cluster.lease;
+        let options = session::Options { renew: lease.renew, deadline: lease.validity };
+        let (session, keeping) = session::keep(node.clone(), description, options, tasks.clone());
+        let readiness = Readiness::new(node.clone(), session.clone(), tasks.clone());
+
+        let mut workers = JoinSet::new();
+        workers.spawn(keeping);
+        let expiry = expiry::Options { wait: lease.wait, max_attempts: config.session.max_attempts };
+        workers.spawn(expiry::run(node.clone(), expiry, tasks.clone()));
+        workers.spawn(maintenance::sweep(node.clone(), tasks.clone()));
+        workers.spawn(watch_raft(node.clone(), metrics.clone(), tasks.clone()));
+        let until = tasks.clone();
+        workers.spawn(async move {
+            // Before its own registration is applied here, the state still names the process before it: a turn run under
+            // that one's token would stream under ids that its readers have seen.
+            if until.run_until_cancelled(session.registered()).await.is_some() {
+                runner.run(until).await;
+            }
+        });
+
+        let view = view::View { node: node.clone(), readiness: readiness.clone(), load: load.clone() };
+        let server_options = server::Options::from(&config.gateway.limits);
+        let gateway = Gateway::new(Parts {
+            instance_id: instance_id.clone(),
+            store,
+            follow,
+            load: load.clone(),
+            models,
+            agents: config.agents.clone(),
+            cluster: Arc::new(view),
+            metrics: metrics.clone(),
+            config: config.gateway.clone(),
+            max_queued: config.messages.queue.cap,
+        });
+        let router = api::router(gateway.clone());
+        let mut servers = JoinSet::new();
+        for listener in http {
+            let address = listener.local_addr().ok().map(tracing::field::display);
+            tracing::info!(address, "serving");
+            servers.spawn(server::serve(listener, router.clone(), server_options.clone(), metrics.clone(), listeners.clone()));
+        }
+        let socket = data_dir.join("admin.sock");
+        match server::bind_unix(&socket) {
+            Ok(listener) => {
+                servers.spawn(server::serve_unix(listener, api::operator_router(gateway), server_options, metrics, listeners.clone()));
+            }
+            // A path can be too long for a socket; everything but the local command line works without.
+            Err(error) => tracing::warn!(path = %socket.display(), %error, "no admin socket"),
+        }
+        warn_of_few_voters(&config);
+        Ok(Self { node, running, readiness, load, streams, listeners, tasks, servers, workers })
+    }
+
+    async fn run(mut self) -> Result<(), Stopped> {
+        let signal_error = |error: io::Error| Stopped::Fatal(format!("signals cannot be watched: {error}"));
+        let mut terminate = signal(SignalKind::terminate()).map_err(signal_error)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(signal_error)?;
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("asked to stop (SIGTERM)"),
+            _ = interrupt.recv() => tracing::info!("asked to stop (SIGINT)"),
+            reason = self.running.failed() => {
+                // Nothing here recovers a core that stopped; whoever supervises this process starts it again.
+                return Err(Stopped::Fatal(format!("consensus has stopped: {reason}")));
+            }
+            Some(ended) = self.workers.join_next() => {
+                return Err(Stopped::Fatal(format!("a task that never ends has ended: {ended:?}")));
+            }
+        }
+        tokio::select! {
+            () = self.stop() => Ok(()),
+            _ = terminate.recv() => Err(Stopped::Fatal("asked to stop twice".to_owned())),
+            _ = interrupt.recv() => Err(Stopped::Fatal("asked to stop twice".to_owned())),
+        }
+    }
+
+    async fn stop(mut self) {
+        self.readiness.stop();
+        let deadline = Instant::now() + FINISH_TURNS;
+        let mut reported = u64::MAX;
+        while self.load.running() > 0 && Instant::now() < deadline {
+            let running = self.load.running();
+            if running < reported {
+                tracing::info!(running, "waiting for running turns");
+                reported = running;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        self.readiness.give_up_leadership().await;
+        self.streams.cancel();
+        self.listeners.cancel();
+        while self.servers.join_next().await.is_some() {}
+        self.tasks.cancel();
+        if timeout(STOP_TASKS, async { while self.workers.join_next().await.is_some() {} }).await.is_err() {
+            tracing::warn!("some tasks did not stop in time");
+        }
+        drop(self.node);
+        self.running.stop().await;
+    }
+}
+
+async fn start_node(
+    config: &Config,
+    instance_id: &InstanceId,
+    data_dir: &Path,
+    relay: &relay::Service,
+) -> Result<(Node, Running), Stopped> {
+    let cluster = &config.cluster;
+    let listener = bind(cluster.peer.listen, "cluster.peer.listen").await?;
+    let listening = listener.local_addr().unwrap_or(cluster.peer.listen);
+    let address = |host: &openclaw_config::HostPort| host.to_string();
+    let formation = if !cluster.bootstrap.is_empty() {
+        Formation::Bootstrap(cluster.bootstrap.iter().map(|member| (member.id.clone(), address(&member.address))).collect())
+    } else if !cluster.join.is_empty() {
+        Formation::Join(cluster.join.iter().map(address).collect())
+    } else {
+        Formation::Alone
+    };
+    let security = match (&cluster.peer.tls, &cluster.peer.secret) {
+        (Some(tls), _) => {
+            Security::Files(TlsFiles { ca: tls.ca.clone(), cert: tls.cert.clone(), key: tls.key.clone() })
+        }
+        (None, Some(secret)) => Security::Secret(secret.expose().to_owned()),
+        (None, None) => Security::Plaintext,
+    };
+    let options = Options {
+        instance_id: instance_id.clone(),
+        cluster_id: cluster.id.clone(),
+        data_dir: data_dir.to_owned(),
+        listener,
+        peer_addr: cluster.peer_address().as_ref().map_or_else(|| listening.to_string(), address),
+        http_addr: http_address(config),
+        formation,
+        security,
+        timing: Timing {
+            heartbeat: cluster.raft.heartbeat,
+            election_timeout: cluster.raft.election_timeout,
+            snapshot_every: cluster.raft.snapshot_every,
+            log_keep: cluster.raft.log_keep,
+        },
+        services: Routes::new(relay.server()),
+        links: Links::default(),
+    };
+    Node::start(options).await.map_err(|error| {
+        let text = error.to_string();
+        match error {
+            StartError::Open(OpenError::Locked { .. }) => Stopped::InUse(text),
+            StartError::Open(
+                OpenError::Io { .. }
+                | OpenError::NewerFormat { .. }
+                | OpenError::LostRecords { .. }
+                | OpenError::Damaged { .. },
+            )
+            | StartError::Storage { .. } => Stopped::Storage(text),
+            StartError::Formation(_) | StartError::Security(_) | StartError::Settings(_) => Stopped::Config(text),
+            StartError::Fatal(_) => Stopped::Fatal(text),
+        }
+    })
+}
+
+fn http_address(config: &Config) -> String {
+    config.http_address().map(|address| address.to_string()).unwrap_or_default()
+}
+
+fn describe(config: &Config, node: &Node, data_dir: &Path) -> Result<session::Description, Stopped> {
+    let boot_id = uuid::Uuid::new_v4().simple().to_string();
+    let previous_boot_id = session::exchange_boot_id(data_dir, &boot_id)
+        .map_err(|error| Stopped::Storage(format!("{}: {error}", data_dir.display())))?;
+    let own = node.status().members.into_iter().find(|member| member.instance_id == *node.instance_id());
+    let known = config.cluster.peer_address().map(|address| address.to_string());
+    Ok(session::Description {
+        boot_id,
+        previous_boot_id,
+        http_addr: http_address(config),
+        peer_addr: known.or_else(|| own.map(|own| own.peer_addr)).unwrap_or_else(|| config.cluster.peer.listen.to_string()),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    })
+}
+
+async fn bind(address: SocketAddr, setting: &str) -> Result<TcpListener, Stopped> {
+    TcpListener::bind(address).await.map_err(|error| match error.kind() {
+        io::ErrorKind::AddrInUse => Stopped::InUse(format!("{setting}: {address} is in use by another process")),
+        _ => Stopped::Config(format!("{setting}: cannot listen on {address}: {error}")),
+    })
+}
+
+/// This instance's own directory, which nobody else needs to read: it holds conversations.
+fn private_dir(dir: &PathBuf) -> Result<(), Stopped> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|error| Stopped::Config(format!("storage.dataDir: cannot make {}: {error}", dir.display())))
+}
+
+fn warn_of_few_voters(config: &Config) {
+    if config.cluster.bootstrap.len() == 2 {
+        tracing::warn!("two voters tolerate no failure: when either is down nothing can be committed; add a third");
+    }
+}
+
+/// Copies what consensus counts into metrics.
+async fn watch_raft(node: Node, metrics: Metrics, shutdown: CancellationToken) {
+    let mut leader = None;
+    let mut ticks = tokio::time::interval(Duration::from_secs(1));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
+        let status = node.status();
+        let changed = status.leader.is_some() && status.leader != leader;
+        metrics.raft(&status, node.counters(), changed && leader.is_some());
+        if changed {
+            leader = status.leader;
+        }
+    }
+}

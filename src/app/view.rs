@@ -1,0 +1,158 @@
+//! What HTTP shows and changes of the cluster.
+
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use openclaw_proto::http::{Cluster, ErrorCode, Maintenance, Member};
+use openclaw_proto::ids::{InstanceId, SessionKey};
+use openclaw_raft::{MembershipError, Node, Status};
+
+use crate::api::{ClusterError, ClusterStatus, ClusterView};
+use crate::cluster;
+use crate::cluster::readiness::Readiness;
+use crate::sessions::runner::Load;
+
+const CHANGE: Duration = Duration::from_secs(15);
+const READ: Duration = Duration::from_secs(2);
+
+/// The node and this instance's readiness, as one view.
+pub(super) struct View {
+    pub(super) node: Node,
+    pub(super) readiness: Readiness,
+    pub(super) load: Load,
+}
+
+impl View {
+    fn warnings(status: &Status) -> Vec<String> {
+        match status.voter_count() {
+            2 => vec![
+                "two voters tolerate no failure: when either is down nothing can be committed; add a third".to_owned(),
+            ],
+            0 => vec!["this instance is not a member of a formed cluster yet".to_owned()],
+            _ => Vec::new(),
+        }
+    }
+}
+
+fn refused(error: MembershipError) -> ClusterError {
+    let code = match &error {
+        MembershipError::NotAMember(_) => ErrorCode::NotFound,
+        MembershipError::NotAVoter(_)
+        | MembershipError::LastVoter(_)
+        | MembershipError::NobodyElse
+        | MembershipError::Refused(_) => ErrorCode::Conflict,
+        MembershipError::NoLeader => ErrorCode::NoQuorum,
+        MembershipError::Timeout { .. } => ErrorCode::EffectUnknown,
+    };
+    ClusterError { code, message: error.to_string() }
+}
+
+impl ClusterView for View {
+    fn status(&self) -> ClusterStatus {
+        let status = self.node.status();
+        ClusterStatus {
+            leader: status.leader,
+            term: status.term,
+            applied_index: status.applied_index,
+            has_quorum: status.has_quorum,
+            maintenance: self.readiness.is_in_maintenance(),
+            draining: self.readiness.is_stopping(),
+        }
+    }
+
+    fn cluster(&self) -> BoxFuture<'_, Result<Cluster, ClusterError>> {
+        Box::pin(async move {
+            let status = self.node.status();
+            // As this instance sees it: an operator asks above all when there is no quorum.
+            let view = self.node.read_local();
+            let rows = view
+                .instances()
+                .map_err(|error| ClusterError { code: ErrorCode::Internal, message: error.to_string() })?;
+            let now = rows.iter().map(|row| row.last_seen_ms).max().unwrap_or_default();
+            let members = status
+                .members
+                .iter()
+                .map(|member| {
+                    let row = rows.iter().find(|row| row.instance_id == member.instance_id.as_str());
+                    let is_self = member.instance_id == *self.node.instance_id();
+                    let http_addr = row.map(|row| row.http_addr.clone()).filter(|addr| !addr.is_empty());
+                    Member {
+                        instance_id: member.instance_id.as_str().to_owned(),
+                        role: member.role,
+                        http_addr: http_addr.unwrap_or_else(|| member.http_addr.clone()),
+                        peer_addr: member.peer_addr.clone(),
+                        applied_index: if is_self { Some(status.applied_index) } else { member.matched_index },
+                        version: row.map(|row| row.version.clone()),
+                        epoch: row.map(|row| row.epoch),
+                        live: row.is_some_and(|row| row.live),
+                        draining: row.is_some_and(|row| row.draining),
+                        last_seen_ms: row.map(|row| now.saturating_sub(row.last_seen_ms)),
+                    }
+                })
+                .collect();
+            Ok(Cluster {
+                cluster_id: self.node.cluster_id().as_str().to_owned(),
+                instance_id: self.node.instance_id().as_str().to_owned(),
+                leader: status.leader.as_ref().map(|id| id.as_str().to_owned()),
+                term: status.term,
+                commit_index: status.committed_index,
+                members,
+                warnings: Self::warnings(&status),
+            })
+        })
+    }
+
+    fn maintenance(&self) -> Maintenance {
+        let running_turns = self.load.running();
+        let on = self.readiness.is_in_maintenance();
+        Maintenance {
+            instance_id: self.node.instance_id().as_str().to_owned(),
+            on,
+            running_turns,
+            drained: on && running_turns == 0 && self.readiness.is_free(),
+        }
+    }
+
+    fn set_maintenance(&self, on: bool) -> BoxFuture<'_, Result<Maintenance, ClusterError>> {
+        Box::pin(async move {
+            self.readiness.set_maintenance(on);
+            Ok(self.maintenance())
+        })
+    }
+
+    fn transfer_leader(&self, to: Option<InstanceId>) -> BoxFuture<'_, Result<InstanceId, ClusterError>> {
+        Box::pin(async move { self.node.transfer_leader(to.as_ref(), CHANGE).await.map_err(refused) })
+    }
+
+    fn remove(&self, instance: InstanceId) -> BoxFuture<'_, Result<(), ClusterError>> {
+        Box::pin(async move {
+            self.node.remove(&instance, CHANGE).await.map_err(refused)?;
+            // So that what this instance shows next is the cluster without it.
+            let mut status = self.node.watch_status();
+            let gone = |status: &Status| status.members.iter().all(|member| member.instance_id != instance);
+            match tokio::time::timeout(READ, status.wait_for(gone)).await {
+                Ok(Ok(_)) => Ok(()),
+                Ok(Err(_)) | Err(_) => {
+                    tracing::debug!(%instance, "removed, but this instance does not see it yet");
+                    Ok(())
+                }
+            }
+        })
+    }
+
+    fn runner_for_new_turn(&self, session: &SessionKey) -> Result<InstanceId, ClusterError> {
+        let me = self.node.instance_id();
+        if !self.readiness.is_draining() {
+            return Ok(me.clone());
+        }
+        let rows = self
+            .node
+            .read_local()
+            .instances()
+            .map_err(|error| ClusterError { code: ErrorCode::Internal, message: error.to_string() })?;
+        cluster::other_runner(&rows, me, session).ok_or_else(|| ClusterError {
+            code: ErrorCode::Draining,
+            message: "this instance takes no new work, and no other instance does".to_owned(),
+        })
+    }
+}

@@ -1,0 +1,236 @@
+//! The instance session: this process, registered, and renewed for as long as it lives.
+//!
+//! Each start registers with a new boot id and gets an epoch; renewals keep the epoch. An epoch that expired is never
+//! revived: the instance registers again, and what it held is another's. The boot id of the process before it lies in
+//! the data directory, whose lock proves that process dead, so a restart need not wait for the old epoch to expire.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use openclaw_proto::state::{RegisterInstance, RenewInstance, SetDraining, command, outcome};
+use openclaw_raft::{Node, ProposeError};
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio_util::sync::CancellationToken;
+
+/// Between attempts to register.
+const AGAIN: Duration = Duration::from_millis(250);
+/// Between log lines about an attempt that keeps failing.
+const REMIND: Duration = Duration::from_secs(10);
+
+/// What this process tells of itself.
+#[derive(Debug, Clone)]
+pub struct Description {
+    pub boot_id: String,
+    /// Of the process whose data directory this one took over; empty: none.
+    pub previous_boot_id: String,
+    pub http_addr: String,
+    pub peer_addr: String,
+    pub version: String,
+}
+
+/// How often, and how long an answer may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    pub renew: Duration,
+    pub deadline: Duration,
+}
+
+/// Knows the epoch, and says whether this instance takes work; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Session {
+    epoch: watch::Receiver<Option<u64>>,
+    draining: std::sync::Arc<watch::Sender<bool>>,
+}
+
+impl Session {
+    /// None before the first registration, and between the loss of an epoch and the next.
+    pub fn epoch(&self) -> Option<u64> {
+        *self.epoch.borrow()
+    }
+
+    /// Waits until this process is registered, and its registration applied on this instance.
+    pub async fn registered(&self) {
+        // The sender lives as long as the process keeps its session.
+        drop(self.epoch.clone().wait_for(Option::is_some).await);
+    }
+
+    /// From the next renewal on, others know that this instance takes no new turns, or does again.
+    pub fn set_draining(&self, draining: bool) {
+        self.draining.send_replace(draining);
+    }
+
+    pub fn is_draining(&self) -> bool {
+        *self.draining.borrow()
+    }
+}
+
+/// Takes the boot id that the process before left, and leaves this one's.
+///
+/// # Errors
+/// The disk's.
+pub fn exchange_boot_id(data_dir: &Path, boot_id: &str) -> io::Result<String> {
+    const LONGEST: usize = 64;
+    let path = data_dir.join("boot_id");
+    let previous = match fs::read_to_string(&path) {
+        // A torn one is no boot id, so it proves nothing about any process.
+        Ok(text) if text.len() <= LONGEST && text.bytes().all(|byte| byte.is_ascii_hexdigit()) => text,
+        Ok(_) => String::new(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(error),
+    };
+    let fresh = data_dir.join("boot_id.new");
+    let mut file = fs::File::create(&fresh)?;
+    file.write_all(boot_id.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&fresh, &path)?;
+    fs::File::open(data_dir)?.sync_all()?;
+    Ok(previous)
+}
+
+/// Makes the session and the task that keeps it, until `shutdown`.
+pub fn keep(
+    node: Node,
+    description: Description,
+    options: Options,
+    shutdown: CancellationToken,
+) -> (Session, impl Future<Output = ()> + Send) {
+    let (sender, epoch) = watch::channel(None);
+    let draining = std::sync::Arc::new(watch::Sender::new(false));
+    let session = Session { epoch, draining: draining.clone() };
+    let keeper = Keeper { node, description, options, epoch: sender, draining };
+    let task = async move {
+        shutdown.run_until_cancelled_owned(keeper.run()).await;
+    };
+    (session, task)
+}
+
+struct Keeper {
+    node: Node,
+    description: Description,
+    options: Options,
+    epoch: watch::Sender<Option<u64>>,
+    draining: std::sync::Arc<watch::Sender<bool>>,
+}
+
+impl Keeper {
+    async fn run(self) {
+        loop {
+            let epoch = self.register().await;
+            self.epoch.send_replace(Some(epoch));
+            self.renew(epoch).await;
+            self.epoch.send_replace(None);
+        }
+    }
+
+    async fn propose(&self, command: command::Kind) -> Result<(u64, outcome::Kind), ProposeError> {
+        let committed = self.node.propose(command, self.options.deadline).await?;
+        Ok((committed.log_index, committed.outcome))
+    }
+
+    async fn register(&self) -> u64 {
+        let mut reminded: Option<Instant> = None;
+        loop {
+            let command = command::Kind::RegisterInstance(RegisterInstance {
+                instance_id: self.node.instance_id().as_str().to_owned(),
+                boot_id: self.description.boot_id.clone(),
+                http_addr: self.description.http_addr.clone(),
+                peer_addr: self.description.peer_addr.clone(),
+                version: self.description.version.clone(),
+                previous_boot_id: self.description.previous_boot_id.clone(),
+            });
+            let reason = match self.propose(command).await {
+                Ok((index, outcome::Kind::InstanceRegistered(registered))) => {
+                    // Whoever acts on the registration reads this instance's state.
+                    match self.node.read_at_least(index, self.options.deadline).await {
+                        Ok(_) => {
+                            tracing::info!(epoch = registered.epoch, "registered");
+                            return registered.epoch;
+                        }
+                        Err(error) => error.to_string(),
+                    }
+                }
+                Ok((_, outcome::Kind::InstanceTaken(taken))) => format!(
+                    "another process (boot id {}) is alive under this instance's name, or was a moment ago",
+                    taken.boot_id
+                ),
+                Ok((_, other)) => format!("unexpected outcome {other:?}"),
+                Err(error) => error.to_string(),
+            };
+            if reminded.is_none_or(|at| at.elapsed() >= REMIND) {
+                reminded = Some(Instant::now());
+                tracing::warn!(reason, "not registered yet");
+            }
+            sleep(AGAIN).await;
+        }
+    }
+
+    /// Renews until the epoch is over.
+    async fn renew(&self, epoch: u64) {
+        let mut draining = self.draining.subscribe();
+        let mut known_draining = false;
+        let mut renewal = 0;
+        let mut ticks = interval(self.options.renew);
+        // After a pause one renewal is due, not all that were missed.
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                changed = draining.changed() => if changed.is_err() { return },
+            }
+            let wanted = *draining.borrow_and_update();
+            if wanted != known_draining {
+                let instance_id = self.node.instance_id().as_str().to_owned();
+                let command = command::Kind::SetDraining(SetDraining { instance_id, epoch, draining: wanted });
+                match self.propose(command).await {
+                    Ok((_, outcome::Kind::Done(_))) => known_draining = wanted,
+                    Ok((_, _)) => {}
+                    Err(error) => tracing::warn!(%error, "cannot say whether this instance takes work"),
+                }
+            }
+            renewal += 1;
+            let instance_id = self.node.instance_id().as_str().to_owned();
+            let command = command::Kind::RenewInstance(RenewInstance { instance_id, epoch, renewal });
+            match self.propose(command).await {
+                Ok((_, outcome::Kind::Done(_))) => {}
+                Ok((index, _)) => match self.still_lives(epoch, index).await {
+                    Some(known) => renewal = renewal.max(known),
+                    None => {
+                        tracing::warn!(epoch, "this instance's epoch is over: what it ran is another's now");
+                        return;
+                    }
+                },
+                Err(error) => tracing::debug!(%error, "renewal failed"),
+            }
+        }
+    }
+
+    /// A renewal that was proposed twice is stale the second time: the row tells whether the epoch is over.
+    async fn still_lives(&self, epoch: u64, index: u64) -> Option<u64> {
+        let view = match self.node.read_at_least(index, self.options.deadline).await {
+            Ok(view) => view,
+            // Not known now; the next renewal will tell.
+            Err(_) => return Some(0),
+        };
+        let rows = view.instances().ok()?;
+        let own = rows.into_iter().find(|row| row.instance_id == self.node.instance_id().as_str())?;
+        (own.live && own.epoch == epoch).then_some(own.renewal)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_finds_the_boot_id_of_the_one_before() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(exchange_boot_id(dir.path(), "aa01").unwrap(), "");
+        assert_eq!(exchange_boot_id(dir.path(), "bb02").unwrap(), "aa01");
+        fs::write(dir.path().join("boot_id"), "torn\0\0").unwrap();
+        assert_eq!(exchange_boot_id(dir.path(), "cc03").unwrap(), "");
+        assert_eq!(exchange_boot_id(dir.path(), "dd04").unwrap(), "cc03");
+    }
+}

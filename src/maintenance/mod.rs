@@ -1,0 +1,43 @@
+//! Periodic chores. Each runs on every instance and acts where it must: retention where the leader is.
+
+use std::time::Duration;
+
+use openclaw_proto::state::{Sweep, command, outcome};
+use openclaw_raft::Node;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+/// Between two looks at what retention allows to drop.
+const SWEEP_EVERY: Duration = Duration::from_secs(30);
+/// Rows per command: small enough not to be felt by the commands behind it.
+const SWEEP_ROWS: u32 = 500;
+const SWEEP_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Drops rows whose retention has passed: answers to idempotency keys, and turns that ended long ago.
+pub async fn sweep(node: Node, shutdown: CancellationToken) {
+    let mut ticks = interval(SWEEP_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
+        let mut more = node.status().is_leader;
+        while more {
+            let swept = node.propose(command::Kind::Sweep(Sweep { max_rows: SWEEP_ROWS }), SWEEP_DEADLINE);
+            more = match shutdown.run_until_cancelled(swept).await {
+                Some(Ok(committed)) => match committed.outcome {
+                    outcome::Kind::Swept(swept) => {
+                        tracing::debug!(rows = swept.rows, "swept");
+                        swept.more
+                    }
+                    other => {
+                        tracing::warn!(outcome = ?other, "unexpected outcome of a sweep");
+                        false
+                    }
+                },
+                Some(Err(error)) => {
+                    tracing::debug!(%error, "not swept");
+                    false
+                }
+                None => return,
+            };
+        }
+    }
+}
