@@ -90,7 +90,8 @@ impl App {
         let relay = relay::Service::default();
         let (node, running) = start_node(&config, &instance_id, &data_dir, &relay).await?;
 
-        let (streams, listeners, tasks) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+        let (streams, listeners, tasks) =
+            (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
         let store: Arc<dyn SessionStore> = Arc::new(RaftStore::new(node.clone(), metrics.clone()));
         let hub = Hub::new(live::Limits::default());
         let follow = Follow::new(
@@ -157,12 +158,24 @@ impl App {
         for listener in http {
             let address = listener.local_addr().ok().map(tracing::field::display);
             tracing::info!(address, "serving");
-            servers.spawn(server::serve(listener, router.clone(), server_options.clone(), metrics.clone(), listeners.clone()));
+            servers.spawn(server::serve(
+                listener,
+                router.clone(),
+                server_options.clone(),
+                metrics.clone(),
+                listeners.clone(),
+            ));
         }
         let socket = data_dir.join("admin.sock");
         match server::bind_unix(&socket) {
             Ok(listener) => {
-                servers.spawn(server::serve_unix(listener, api::operator_router(gateway), server_options, metrics, listeners.clone()));
+                servers.spawn(server::serve_unix(
+                    listener,
+                    api::operator_router(gateway),
+                    server_options,
+                    metrics,
+                    listeners.clone(),
+                ));
             }
             // A path can be too long for a socket; everything but the local command line works without.
             Err(error) => tracing::warn!(path = %socket.display(), %error, "no admin socket"),
@@ -229,7 +242,9 @@ async fn start_node(
     let listening = listener.local_addr().unwrap_or(cluster.peer.listen);
     let address = |host: &openclaw_config::HostPort| host.to_string();
     let formation = if !cluster.bootstrap.is_empty() {
-        Formation::Bootstrap(cluster.bootstrap.iter().map(|member| (member.id.clone(), address(&member.address))).collect())
+        Formation::Bootstrap(
+            cluster.bootstrap.iter().map(|member| (member.id.clone(), address(&member.address))).collect(),
+        )
     } else if !cluster.join.is_empty() {
         Formation::Join(cluster.join.iter().map(address).collect())
     } else {
@@ -291,7 +306,9 @@ fn describe(config: &Config, node: &Node, data_dir: &Path) -> Result<session::De
         boot_id,
         previous_boot_id,
         http_addr: http_address(config),
-        peer_addr: known.or_else(|| own.map(|own| own.peer_addr)).unwrap_or_else(|| config.cluster.peer.listen.to_string()),
+        peer_addr: known
+            .or_else(|| own.map(|own| own.peer_addr))
+            .unwrap_or_else(|| config.cluster.peer.listen.to_string()),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     })
 }

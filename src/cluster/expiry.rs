@@ -59,7 +59,9 @@ async fn expire(node: &Node, overdue: &Instance, term: u64, options: Options) {
     let Ok(view) = node.read_linearizable(options.wait).await else { return };
     let current = view.instances().unwrap_or_default();
     let unchanged = current.iter().any(|row| {
-        row.instance_id == overdue.instance_id && row.live && (row.epoch, row.renewal) == (overdue.epoch, overdue.renewal)
+        row.instance_id == overdue.instance_id
+            && row.live
+            && (row.epoch, row.renewal) == (overdue.epoch, overdue.renewal)
     });
     if !unchanged || node.status().term != term {
         return;
@@ -162,7 +164,9 @@ mod tests {
         let (mut watch, start) = (Watch::new(WAIT), Instant::now());
         watch.observe(1, &[row("a", 1)], start, Duration::ZERO);
         assert!(watch.observe(2, &[row("a", 1)], start + WAIT, Duration::ZERO).is_empty());
-        assert!(watch.observe(2, &[row("a", 1)], start + WAIT * 2 - Duration::from_millis(1), Duration::ZERO).is_empty());
+        assert!(
+            watch.observe(2, &[row("a", 1)], start + WAIT * 2 - Duration::from_millis(1), Duration::ZERO).is_empty()
+        );
         assert_eq!(names(&watch.observe(2, &[row("a", 1)], start + WAIT * 2, Duration::ZERO)), ["a"]);
     }
 

@@ -25,12 +25,8 @@ mod tests {
 
     #[test]
     fn work_goes_to_a_live_instance_that_takes_it() {
-        let instance = |id: &str, live, draining| Instance {
-            instance_id: id.into(),
-            live,
-            draining,
-            ..Instance::default()
-        };
+        let instance =
+            |id: &str, live, draining| Instance { instance_id: id.into(), live, draining, ..Instance::default() };
         let rows = [
             instance("a", true, false),
             instance("b", true, true),
