@@ -53,13 +53,13 @@ as_root() {
   if [ "$(id -u)" = 0 ]; then "$@"; elif [ -n "${CI:-}" ]; then sudo -n "$@"; else sudo "$@"; fi
 }
 
-candidate() { LC_ALL=C apt-cache policy "$1" 2> /dev/null | grep -q '^  Candidate: [^(]'; }
+candidate() { [[ "$(LC_ALL=C apt-cache policy "$1")" =~ 'Candidate: '[^\(] ]]; }
 
 # The distribution's own version of libclang, else the newest that it has. Its headers are a package of their own;
 # `libclang-dev` would bring both and 200 MB more.
 libclang_packages() {
   local version
-  version="$(LC_ALL=C apt-cache depends libclang1 2> /dev/null | sed -n 's/^ *Depends: libclang1-\([0-9]*\).*/\1/p' | head -1)"
+  version="$(LC_ALL=C apt-cache depends libclang1 2> /dev/null | sed -n 's/^ *Depends: libclang1-\([0-9]*\).*/\1/p')" || true
   [ -n "$version" ] || version="$(apt-cache pkgnames libclang1- | sed -n 's/^libclang1-\([0-9]*\)$/\1/p' | sort -n | tail -1)"
   [ -n "$version" ] || fail "apt knows no libclang1-*; install libclang by hand and set LIBCLANG_PATH"
   echo "libclang1-$version" "libclang-common-$version-dev"
