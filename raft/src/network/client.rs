@@ -309,6 +309,7 @@ impl RaftNetworkV2<TypeConfig> for Network {
             header: Some(self.header()),
             from_leader: Some(wire::to_vote(request.from_leader())),
             last_log_id: request.last_log_id().map(wire::to_log_id),
+            target_node: *request.to_node_id(),
         };
         let answer = tokio::time::timeout(option.hard_ttl().max(STALLED), client.transfer_leader(message))
             .await

@@ -188,7 +188,7 @@ impl RaftService for Service {
         let from = message.from_leader.ok_or_else(|| Status::invalid_argument("the request has no vote"))?;
         let asked = TransferLeaderRequest::new(
             wire::from_vote(from),
-            group.own_node(),
+            message.target_node,
             message.last_log_id.map(wire::from_log_id),
         );
         let answer = group.raft().handle_transfer_leader(asked).await.map_err(stopped)?;
