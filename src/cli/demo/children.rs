@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::timeout;
 
 use crate::cli::client::Client;
@@ -98,6 +98,8 @@ pub(super) struct Instance {
     binary: PathBuf,
     arguments: Vec<String>,
     child: Option<Child>,
+    /// The other end of its standard input, which it watches. Not left in `child`: waiting for a child closes that one.
+    lifeline: Option<ChildStdin>,
 }
 
 /// The instances that `ports` has room for, not started yet.
@@ -136,6 +138,7 @@ pub(super) fn instances(dir: &Path, ports: &Ports, token_delay: Duration) -> Res
         .flat_map(|(flag, value)| [flag.to_owned(), value])
         .collect(),
         child: None,
+        lifeline: None,
     };
     Ok(members.iter().map(instance).collect())
 }
@@ -171,7 +174,9 @@ impl Instance {
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("OPENCLAW_")) {
             command.env_remove(name);
         }
-        self.child = Some(command.spawn().map_err(|e| fail(&self.binary, e))?);
+        let mut child = command.spawn().map_err(|e| fail(&self.binary, e))?;
+        self.lifeline = child.stdin.take();
+        self.child = Some(child);
         Ok(())
     }
 
