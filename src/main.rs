@@ -2,17 +2,9 @@
 
 use std::process::ExitCode;
 
-use futures::future::BoxFuture;
-use openclaw::cli::Stopped;
-use openclaw_config::Loaded;
-
 fn main() -> ExitCode {
     if rustls::crypto::ring::default_provider().install_default().is_err() {
         // Some library was first: it chose ring too, since no other provider is linked.
     }
-    openclaw::cli::main(std::env::args_os(), serve).into()
-}
-
-fn serve(loaded: Loaded) -> BoxFuture<'static, Result<(), Stopped>> {
-    Box::pin(openclaw::app::run(loaded))
+    openclaw::cli::main(std::env::args_os()).into()
 }

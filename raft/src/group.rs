@@ -12,7 +12,7 @@ use openraft::{Raft, ReadPolicy};
 use tokio::sync::watch;
 
 use crate::clock;
-use crate::network::{Contact, Peers};
+use crate::network::{Contact, Peers, never_sent};
 use crate::status::Status;
 use crate::storage::{SnapshotStore, StateReader, StateStore};
 use crate::types::{EncodedCommand, LogId, NodeId, TypeConfig, Vote};
@@ -185,7 +185,7 @@ impl Group {
         for _ in 0..2 {
             match tokio::time::timeout(PROOF_OF_LIFE, client.describe(question.clone())).await {
                 Ok(Ok(_)) => return,
-                Ok(Err(status)) if crate::propose::never_sent(&status) => {
+                Ok(Err(status)) if never_sent(&status) => {
                     if self.0.contact.is_gone(node, since) {
                         tracing::warn!(leader = %instance, %status, "the leader's process is gone");
                         self.campaign(node).await;

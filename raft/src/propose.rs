@@ -13,11 +13,10 @@ use openclaw_proto::state::{Command, command, outcome};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tonic::{Code, Status};
 
 use crate::command as encoding;
 use crate::group::Group;
-use crate::network::security::ConnectError;
+use crate::network::never_sent;
 
 /// Commands that may wait before a caller is told that this instance is busy.
 const QUEUE: usize = 16 * 1024;
@@ -243,26 +242,5 @@ async fn propose_there(group: &Group, leader: u64, commands: Vec<Bytes>, timeout
         }
         Ok(Err(status)) => all(!never_sent(&status), format!("{instance} at {addr}: {}", status.message())),
         Err(_) => all(true, format!("{instance} at {addr} did not answer")),
-    }
-}
-
-/// Whether a failed call certainly had no effect: no connection was made, or the peer refused before it acted.
-pub(crate) fn never_sent(status: &Status) -> bool {
-    match status.code() {
-        Code::PermissionDenied
-        | Code::NotFound
-        | Code::InvalidArgument
-        | Code::Unimplemented
-        | Code::Unauthenticated => true,
-        Code::Unavailable | Code::Unknown | Code::Internal => ConnectError::in_chain(status).is_some(),
-        Code::Ok
-        | Code::Cancelled
-        | Code::DeadlineExceeded
-        | Code::AlreadyExists
-        | Code::ResourceExhausted
-        | Code::FailedPrecondition
-        | Code::Aborted
-        | Code::OutOfRange
-        | Code::DataLoss => false,
     }
 }

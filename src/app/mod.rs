@@ -25,7 +25,6 @@ use tonic::service::Routes;
 
 use crate::agent::turn;
 use crate::api::{self, Gateway, Parts, server};
-use crate::cli::Stopped;
 use crate::cluster::readiness::Readiness;
 use crate::cluster::{expiry, session};
 use crate::maintenance;
@@ -43,6 +42,25 @@ const FINISH_TURNS: Duration = Duration::from_secs(10);
 const STOP_TASKS: Duration = Duration::from_secs(2);
 /// Turns that run here at once.
 const MAX_RUNNING_TURNS: usize = 16 * 1024;
+
+/// Why a gateway ended without being asked to.
+///
+/// Variants follow what its supervisor does next.
+#[derive(Debug, thiserror::Error)]
+pub enum Stopped {
+    /// Settings that can only be judged at start: a certificate, a bootstrap list that disk contradicts.
+    #[error("{0}")]
+    Config(String),
+    /// An address or the data directory belongs to another process.
+    #[error("{0}")]
+    InUse(String),
+    /// What is on disk is damaged, or of a release that this one cannot read.
+    #[error("{0}")]
+    Storage(String),
+    /// It ran, and could not go on; starting it again may help.
+    #[error("{0}")]
+    Fatal(String),
+}
 
 /// Runs an instance until a signal asks it to stop.
 ///

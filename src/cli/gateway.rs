@@ -1,7 +1,7 @@
 //! `openclaw gateway`: settings, log and runtime for the one command that is the gateway.
 //!
-//! Flags are settings like any other and win over file and environment. What runs is [`Serve`], given by `main`, so that the
-//! command line does not reach into the gateway.
+//! Flags are settings like any other and win over file and environment. What runs is [`app::run`]; no other command
+//! reaches into the gateway.
 
 use std::io::Read;
 use std::net::SocketAddr;
@@ -10,39 +10,17 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use futures::future::BoxFuture;
 use nix::sys::signal::{Signal, raise};
 use openclaw_config::cluster::Member;
 use openclaw_config::gateway::Bind;
-use openclaw_config::{HostPort, Loaded};
+use openclaw_config::HostPort;
 use openclaw_proto::ids::InstanceId;
 use tracing::{error, info, warn};
 
 use super::exit::{Exit, Failure};
 use super::settings;
+use crate::app::{self, Stopped};
 use crate::logging;
-
-/// Runs the gateway until it is asked to stop (SIGTERM, SIGINT) or cannot go on.
-pub type Serve = fn(Loaded) -> BoxFuture<'static, Result<(), Stopped>>;
-
-/// Why a gateway ended without being asked to.
-///
-/// Variants follow what its supervisor does next.
-#[derive(Debug, thiserror::Error)]
-pub enum Stopped {
-    /// Settings that can only be judged at start: a certificate, a bootstrap list that disk contradicts.
-    #[error("{0}")]
-    Config(String),
-    /// An address or the data directory belongs to another process.
-    #[error("{0}")]
-    InUse(String),
-    /// What is on disk is damaged, or of a release that this one cannot read.
-    #[error("{0}")]
-    Storage(String),
-    /// It ran, and could not go on; starting it again may help.
-    #[error("{0}")]
-    Fatal(String),
-}
 
 impl From<Stopped> for Failure {
     fn from(stopped: Stopped) -> Self {
@@ -146,7 +124,7 @@ fn word(value: impl ValueEnum) -> Option<String> {
 /// Longest time that an orphan may take to stop in order.
 const ORPHAN_STOPS_WITHIN: Duration = Duration::from_secs(10);
 
-pub(super) fn run(arguments: Gateway, serve: Serve) -> Result<Exit, Failure> {
+pub(super) fn run(arguments: Gateway) -> Result<Exit, Failure> {
     let overrides = settings::overrides([
         ("--instance-id", "cluster.instanceId", arguments.instance_id.map(String::from)),
         ("--bootstrap", "cluster.bootstrap", arguments.bootstrap),
@@ -174,7 +152,7 @@ pub(super) fn run(arguments: Gateway, serve: Serve) -> Result<Exit, Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::new(Exit::Fatal, format!("no async runtime: {error}")))?
-        .block_on(serve(loaded));
+        .block_on(app::run(loaded));
     match result {
         Ok(()) => {
             info!("stopped");

@@ -28,7 +28,6 @@ use clap::{CommandFactory, Parser, Subcommand};
 use openclaw_raft::state_machine::STATE_FORMAT_VERSION;
 
 pub use exit::{Exit, Failure};
-pub use gateway::{Serve, Stopped};
 
 /// A clustered gateway between chat channels and AI models.
 #[derive(Debug, Parser)]
@@ -60,14 +59,14 @@ enum Command {
     Completions(completions::Completions),
 }
 
-/// Parses `arguments` (the first is the program's name), runs the command and reports its failure; `serve` is the gateway.
-pub fn main(arguments: impl IntoIterator<Item = OsString>, serve: Serve) -> Exit {
+/// Parses `arguments` (the first is the program's name), runs the command and reports its failure.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> Exit {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     // Known before parsing, since parsing may be what fails.
     let json = arguments.iter().take_while(|argument| *argument != "--").any(|argument| argument == "--json");
     let invoked = invoked(&arguments);
     let result = match Cli::try_parse_from(arguments) {
-        Ok(cli) => run(cli, serve),
+        Ok(cli) => run(cli),
         Err(error) => parse_failure(&error, &invoked),
     };
     match result {
@@ -89,10 +88,10 @@ fn invoked(arguments: &[OsString]) -> String {
     names.join(" ")
 }
 
-fn run(cli: Cli, serve: Serve) -> Result<Exit, Failure> {
+fn run(cli: Cli) -> Result<Exit, Failure> {
     let json = cli.json;
     match cli.command {
-        Command::Gateway(command) => gateway::run(command, serve),
+        Command::Gateway(command) => gateway::run(command),
         Command::Demo(command) => on_one_thread(demo::run(command, json)),
         Command::Chat(command) => on_one_thread(chat::run(command, json)),
         Command::Status(command) => on_one_thread(status::run(command, json)),

@@ -9,8 +9,9 @@ use openclaw_proto::raft as pb;
 use openclaw_proto::raft::raft_client::RaftClient;
 use parking_lot::Mutex;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
 
-use super::security::{self, PeerSecurity};
+use super::security::{self, ConnectError, PeerSecurity};
 use crate::types::NodeId;
 
 /// From resolving a peer's name to its first bytes.
@@ -132,4 +133,25 @@ fn dial_lazily(security: &PeerSecurity, addr: &str, expected: Option<InstanceId>
         .keep_alive_timeout(KEEP_ALIVE)
         .keep_alive_while_idle(true)
         .connect_with_connector_lazy(security::connector(security, addr.to_owned(), expected, CONNECT_DEADLINE))
+}
+
+/// Whether a failed call certainly had no effect: no connection was made, or the peer refused before it acted.
+pub(crate) fn never_sent(status: &Status) -> bool {
+    match status.code() {
+        Code::PermissionDenied
+        | Code::NotFound
+        | Code::InvalidArgument
+        | Code::Unimplemented
+        | Code::Unauthenticated => true,
+        Code::Unavailable | Code::Unknown | Code::Internal => ConnectError::in_chain(status).is_some(),
+        Code::Ok
+        | Code::Cancelled
+        | Code::DeadlineExceeded
+        | Code::AlreadyExists
+        | Code::ResourceExhausted
+        | Code::FailedPrecondition
+        | Code::Aborted
+        | Code::OutOfRange
+        | Code::DataLoss => false,
+    }
 }
