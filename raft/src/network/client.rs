@@ -177,12 +177,16 @@ impl RaftNetworkV2<TypeConfig> for Network {
         let counter = sent.clone();
         let mut header = Some(self.header());
         let is_cut_now = self.is_cut();
-        let requests = input.map(move |request| {
+        let mut requests = input.map(move |request| {
             counter.fetch_add(1, Relaxed);
             append_request(request, header.take())
         });
-        let requests = requests.take_while(move |_| futures::future::ready(!is_cut_now()));
         Box::pin(async move {
+            // openraft waits between attempts inside this stream, as it asks for the first request. A call that gets no
+            // connection never asks: without this line a peer that is gone would be dialled in a tight loop.
+            let Some(first) = requests.next().await else { return Ok(futures::stream::empty().boxed()) };
+            let requests = futures::stream::iter([first]).chain(requests);
+            let requests = requests.take_while(move |_| futures::future::ready(!is_cut_now()));
             let mut client = self.client()?;
             let is_cut = self.is_cut();
             // A server answers its headers before the first request arrives, so this waits for the connection alone.
@@ -329,5 +333,40 @@ impl RaftNetworkV2<TypeConfig> for Network {
             Some((*delay * 2).min(Duration::from_secs(1)))
         });
         Some(Backoff::new(doubling.map(|delay| delay.mul_f64(rand::random_range(0.75..1.25)))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use futures::channel::mpsc;
+    use openclaw_proto::ids::ClusterId;
+
+    use super::*;
+    use crate::network::Links;
+    use crate::network::security::PeerSecurity;
+
+    #[tokio::test]
+    async fn a_peer_that_is_gone_is_dialled_only_when_openraft_has_something_to_send() {
+        let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let security = PeerSecurity::plaintext(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let id = |name| InstanceId::parse(name).unwrap();
+        let peers = Peers::new(ClusterId::parse("oc-1").unwrap(), 1, id("a"), security, Links::default());
+        let node = MemberNode { instance_id: "b".to_owned(), peer_addr: gone.to_string(), http_addr: String::new() };
+        let mut network = NetworkFactory { group: GroupId::ZERO, peers }.new_client(2, &node).await;
+
+        let (requests, input) = mpsc::unbounded();
+        let mut call = network.stream_append(input, RPCOption::new(Duration::from_millis(50)));
+        tokio::time::timeout(Duration::from_millis(200), &mut call).await.map(drop).expect_err("nothing to send yet");
+        let request = AppendEntriesRequest {
+            vote: Vote::new_committed(1, 1),
+            prev_log_id: None,
+            entries: Vec::new(),
+            leader_commit: None,
+        };
+        requests.unbounded_send(request).unwrap();
+        let answer = tokio::time::timeout(Duration::from_secs(10), call).await.unwrap();
+        assert!(matches!(answer.err(), Some(RPCError::Unreachable(_))));
     }
 }
