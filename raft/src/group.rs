@@ -1,5 +1,6 @@
 //! One Raft group on this instance: what is done where its leader lives.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use openclaw_proto::raft as pb;
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
 use openraft::{Raft, ReadPolicy};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use crate::clock;
 use crate::network::{Contact, Peers, never_sent};
@@ -20,6 +22,10 @@ use crate::wire;
 
 /// How long a peer whose connection broke may take to prove that it is still there.
 const PROOF_OF_LIFE: Duration = Duration::from_millis(60);
+/// Between the campaigns of two instances that saw the same leader go.
+const TURN: Duration = Duration::from_millis(25);
+/// Campaigns of one instance, after which the election timeout decides.
+const CAMPAIGNS: usize = 3;
 
 /// A handle; clones share the group.
 #[derive(Clone)]
@@ -199,17 +205,60 @@ impl Group {
         }
     }
 
+    /// Asks to be elected in place of `gone`, if the other voters saw the same.
+    ///
+    /// openraft's own pre-vote would wait for the lease, so its question is asked here; the election itself is openraft's.
     async fn campaign(&self, gone: NodeId) {
-        let metrics = self.metrics();
-        let is_voter = metrics.membership_config.membership().voter_ids().any(|id| id == self.own_node());
-        // Apart from the other followers, which saw the same.
-        tokio::time::sleep(Duration::from_micros(rand::random_range(0..25_000))).await;
-        if !is_voter || self.metrics().current_leader != Some(gone) || !self.0.contact.lease_is_void() {
-            return;
+        for attempt in 0..CAMPAIGNS {
+            let metrics = self.metrics();
+            let voters: BTreeSet<NodeId> = metrics.membership_config.membership().voter_ids().collect();
+            let survivors = voters.iter().filter(|id| **id != gone);
+            let Some(rank) = survivors.clone().position(|id| *id == self.own_node()) else { return };
+            // One after the other, so that those who saw the same do not split the votes.
+            tokio::time::sleep(TURN * u32::try_from(rank + attempt * voters.len()).unwrap_or(u32::MAX)).await;
+            if self.metrics().current_leader != Some(gone) || !self.0.contact.lease_is_void() {
+                return;
+            }
+            let others = survivors.copied().filter(|id| *id != self.own_node()).collect();
+            if self.would_be_elected(others, voters.len() / 2 + 1).await {
+                if let Err(fatal) = self.0.raft.trigger().elect(false).await {
+                    tracing::error!(%fatal, "cannot campaign");
+                }
+                return;
+            }
         }
-        if let Err(fatal) = self.0.raft.trigger().elect(true).await {
-            tracing::error!(%fatal, "cannot campaign");
+    }
+
+    /// Whether this node and those of `others` that would vote for it are `quorum`.
+    async fn would_be_elected(&self, others: Vec<NodeId>, quorum: usize) -> bool {
+        let Ok((vote, last)) = self.vote_and_last_log().await else { return false };
+        let mut asking = JoinSet::new();
+        for other in others {
+            let Some((instance, addr)) = self.address_of(other) else { continue };
+            if self.0.peers.is_cut(&instance) {
+                continue;
+            }
+            let mut client = self.0.peers.client(&instance, &addr);
+            let request = pb::VoteRequest {
+                header: Some(self.0.peers.header(self.0.id, other)),
+                vote: Some(pb::Vote { term: wire::to_vote(&vote).term + 1, node_id: self.own_node(), committed: false }),
+                last_log_id: last.as_ref().map(wire::to_log_id),
+                leadership_transfer: false,
+            };
+            asking.spawn(async move {
+                let answer = tokio::time::timeout(PROOF_OF_LIFE, client.pre_vote(request)).await;
+                matches!(answer, Ok(Ok(answer)) if answer.get_ref().granted)
+            });
         }
+        let mut granted = 1;
+        while granted < quorum {
+            match asking.join_next().await {
+                Some(Ok(true)) => granted += 1,
+                Some(Ok(false) | Err(_)) => {}
+                None => return false,
+            }
+        }
+        true
     }
 }
 

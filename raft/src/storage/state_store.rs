@@ -30,8 +30,8 @@ const MAX_BATCH: usize = 1024;
 const INSTALL_STEP: usize = 4096;
 /// How long the rows that a snapshot replaced stay for reads that began before.
 const RETIRED_ROWS_KEPT: Duration = Duration::from_secs(60);
-/// Events that a slow subscriber may fall behind before it must read the state again.
-const EVENT_BACKLOG: usize = 16 * 1024;
+/// Events that a slow subscriber may fall behind before it must read the state again. Their room is taken at start.
+const EVENT_BACKLOG: usize = 2 * 1024;
 
 /// One generation of the rows of one group, read straight from the database.
 #[derive(Clone)]
