@@ -332,9 +332,12 @@ fn describe(config: &Config, node: &Node, data_dir: &Path) -> Result<session::De
 }
 
 async fn bind(address: SocketAddr, setting: &str) -> Result<TcpListener, Stopped> {
-    TcpListener::bind(address).await.map_err(|error| match error.kind() {
-        io::ErrorKind::AddrInUse => Stopped::InUse(format!("{setting}: {address} is in use by another process")),
-        _ => Stopped::Config(format!("{setting}: cannot listen on {address}: {error}")),
+    TcpListener::bind(address).await.map_err(|error| {
+        if error.kind() == io::ErrorKind::AddrInUse {
+            Stopped::InUse(format!("{setting}: {address} is in use by another process"))
+        } else {
+            Stopped::Config(format!("{setting}: cannot listen on {address}: {error}"))
+        }
     })
 }
 

@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use nix::sys::signal::{Signal, raise};
+use openclaw_config::HostPort;
 use openclaw_config::cluster::Member;
 use openclaw_config::gateway::Bind;
-use openclaw_config::HostPort;
 use openclaw_proto::ids::InstanceId;
 use tracing::{error, info, warn};
 

@@ -22,16 +22,15 @@ pub async fn sweep(node: Node, shutdown: CancellationToken) {
         while more {
             let swept = node.propose(command::Kind::Sweep(Sweep { max_rows: SWEEP_ROWS }), SWEEP_DEADLINE);
             more = match shutdown.run_until_cancelled(swept).await {
-                Some(Ok(committed)) => match committed.outcome {
-                    outcome::Kind::Swept(swept) => {
+                Some(Ok(committed)) => {
+                    if let outcome::Kind::Swept(swept) = committed.outcome {
                         tracing::debug!(rows = swept.rows, "swept");
                         swept.more
-                    }
-                    other => {
-                        tracing::warn!(outcome = ?other, "unexpected outcome of a sweep");
+                    } else {
+                        tracing::warn!(outcome = ?committed.outcome, "unexpected outcome of a sweep");
                         false
                     }
-                },
+                }
                 Some(Err(error)) => {
                     tracing::debug!(%error, "not swept");
                     false
