@@ -11,7 +11,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::response::Response;
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
 
 /// No command of these tests may take longer.
@@ -620,4 +620,33 @@ async fn completions_know_the_commands() {
         assert_eq!(said.code, 0);
         assert!(said.stdout.contains("transfer-leader"), "{shell}");
     }
+}
+
+/// The first command of the README: it comes up, stays up, and goes when it is told to.
+#[tokio::test]
+async fn the_demo_serves_until_it_is_asked_to_stop() {
+    let home = tempfile::tempdir().unwrap();
+    let mut command = openclaw(home.path(), &["demo", "--json", "--token-delay-ms", "0"]);
+    let mut demo = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(demo.stdout.take().unwrap()).lines();
+    let announced = async {
+        let mut text = String::new();
+        while let Some(line) = lines.next_line().await.unwrap() {
+            text.push_str(&line);
+            if let Ok(announced) = serde_json::from_str::<Value>(&text) {
+                return announced;
+            }
+        }
+        panic!("the demo ended before it said where it is: {text}");
+    };
+    let announced = tokio::time::timeout(DEADLINE, announced).await.expect("the demo does not come up");
+    let url = announced["url"].as_str().unwrap();
+    let members = finish(openclaw(home.path(), &["cluster", "members", "--json", "--url", url])).await;
+    let members: Value = serde_json::from_slice(&members.stdout).unwrap();
+    assert_eq!(members.as_array().unwrap().len(), 3, "{members}");
+
+    let pid = i32::try_from(demo.id().unwrap()).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM).unwrap();
+    let status = tokio::time::timeout(DEADLINE, demo.wait()).await.expect("the demo does not stop").unwrap();
+    assert!(status.success(), "{status}");
 }
