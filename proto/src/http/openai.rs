@@ -1,8 +1,9 @@
 //! The part of OpenAI's chat completions API that its clients use, as they send and expect it (snake case).
 //!
-//! Unlike our own requests, fields that we do not know are ignored: clients send many that change nothing here.
+//! Unlike our own requests, fields that we do not know are ignored: clients send many that change nothing here. A field
+//! that may be absent may be null too, as OpenAI has it.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
 /// `POST /v1/chat/completions`.
@@ -11,7 +12,7 @@ pub struct ChatCompletionRequest {
     /// `openclaw` (the default agent's model), an agent as `openclaw/<agent>`, or `<provider>/<model>`.
     pub model: String,
     pub messages: Vec<ChatMessage>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_false")]
     pub stream: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream_options: Option<StreamOptions>,
@@ -28,8 +29,12 @@ pub struct ChatCompletionRequest {
 
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, ToSchema)]
 pub struct StreamOptions {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_false")]
     pub include_usage: bool,
+}
+
+fn null_is_false<'de, D: Deserializer<'de>>(from: D) -> Result<bool, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or_default())
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, ToSchema)]
@@ -127,4 +132,22 @@ pub struct Model {
     pub object: String,
     pub created: u64,
     pub owned_by: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn null_is_the_same_as_absent() {
+        let parse = |fields: &str| {
+            let body = format!(r#"{{"model":"openclaw","messages":[{{"role":"user","content":"x"{fields}"#);
+            serde_json::from_str::<ChatCompletionRequest>(&body).unwrap()
+        };
+        let nulls = r#"}],"stream":null,"stream_options":null,"user":null,"max_tokens":null,
+            "max_completion_tokens":null,"temperature":null}"#;
+        assert_eq!(parse(nulls), parse("}]}"));
+        let streamed = r#"}],"stream":true,"stream_options":{"include_usage":null}}"#;
+        assert_eq!(parse(streamed), parse(r#"}],"stream":true,"stream_options":{}}"#));
+    }
 }
