@@ -2,7 +2,7 @@
 # Brings a Debian or Ubuntu machine that has Rust to where this repository builds. Quick when all is there.
 #
 #   scripts/setup.sh           the C++ compiler and libclang, and RocksDB (about 15 minutes of two cores, once per machine)
-#   scripts/setup.sh --tests   also what tests use: a browser with its driver, Nginx, Node
+#   scripts/setup.sh --tests   also what tests use: a browser with its driver, Nginx, Node, Python's openai package
 #   scripts/setup.sh --bench   also etcd, which `cargo jepsen bench --etcd /usr/bin/etcd` measures beside us
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
@@ -46,6 +46,8 @@ if [ -n "$tests" ]; then
   has chromedriver || need chromium-driver
   has nginx || need nginx
   has node || need nodejs
+  # Debian's Python can make no environment without it.
+  { has python3 && python3 -c 'import ensurepip' 2> /dev/null; } || need python3-venv
 fi
 if [ -n "$bench" ]; then has etcd || need etcd-server; fi
 
@@ -94,3 +96,5 @@ install_missing() {
 
 if [ "${#missing[@]}" -gt 0 ]; then install_missing; fi
 scripts/rocksdb.sh
+# Its registry is not Debian's: where it cannot be had, the test that uses it says that it is skipped (and fails on CI).
+if [ -n "$tests" ]; then scripts/python-openai.sh > /dev/null || echo "setup: no openai package for Python" >&2; fi
