@@ -28,7 +28,7 @@ use crate::sse::{Event, Parser};
 /// The event id of a reconnecting stream.
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// Entries asked for at once when a whole transcript is read.
-const PAGE: usize = 500;
+const PAGE: usize = 200;
 /// Pause between attempts: a refused connection answers at once, and a client that spins takes the servers' processor.
 const PAUSE: Duration = Duration::from_millis(5);
 

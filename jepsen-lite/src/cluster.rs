@@ -28,6 +28,8 @@ const POLL: Duration = Duration::from_millis(10);
 const READY_POLL: Duration = Duration::from_millis(2);
 /// Time limit of the harness's own questions.
 const ASK: Duration = Duration::from_secs(2);
+/// How often ports are chosen again when somebody else was quicker to use one.
+const START_ATTEMPTS: u32 = 3;
 /// Words in a log line that no run may show.
 const ALARMS: [&str; 3] = ["panic", "fatal", "assertion"];
 /// How many such lines are reported.
@@ -128,13 +130,23 @@ impl Cluster {
     /// # Errors
     /// When one cannot be started or is not ready within `within`.
     pub async fn start(options: Options, within: Duration) -> Result<Self> {
-        let mut cluster = Self::prepare(options).await?;
-        cluster.start_all()?;
-        if let Err(error) = cluster.wait_all_ready(within).await {
-            cluster.keep = true;
-            return Err(error);
+        let mut attempts = START_ATTEMPTS;
+        loop {
+            let mut cluster = Self::prepare(options.clone()).await?;
+            cluster.start_all()?;
+            let Err(error) = cluster.wait_all_ready(within).await else { return Ok(cluster) };
+            attempts -= 1;
+            // What a directory that stays holds already belongs to its ports.
+            if attempts == 0 || options.directory.is_some() || !cluster.lost_a_port() {
+                cluster.keep = true;
+                return Err(error);
+            }
         }
-        Ok(cluster)
+    }
+
+    /// Whether an instance ended because somebody took its port between our choice and its start.
+    fn lost_a_port(&self) -> bool {
+        self.instances.iter().any(|instance| instance.process.log_tail().contains("is in use by another process"))
     }
 
     /// Chooses ports and writes configuration files, and starts nothing yet.
@@ -280,8 +292,22 @@ impl Cluster {
     /// When one ends, or is not ready in time.
     pub async fn wait_all_ready(&mut self, within: Duration) -> Result<()> {
         let deadline = Instant::now() + within;
-        for instance in &mut self.instances {
-            instance.wait_ready(deadline.saturating_duration_since(Instant::now())).await?;
+        for index in 0..self.instances.len() {
+            while !self.instances[index].client.is_ready().await {
+                // That one is not ready is often the doing of another, which has ended.
+                for instance in &mut self.instances {
+                    instance.process.ensure_running()?;
+                }
+                let instance = &self.instances[index];
+                if Instant::now() > deadline {
+                    bail!(
+                        "{} is not ready after {within:?}; its log ends:\n{}",
+                        instance.id,
+                        instance.process.log_tail()
+                    );
+                }
+                tokio::time::sleep(READY_POLL).await;
+            }
         }
         Ok(())
     }
@@ -506,6 +532,36 @@ mod tests {
         let error = Cluster::start(options, Duration::from_secs(10)).await.unwrap_err().to_string();
         assert!(error.contains("panicked at x.rs") && error.contains("101"), "{error}");
         assert!(directory.path().join("run/node-1/log").exists());
+    }
+
+    #[tokio::test]
+    async fn a_port_that_was_lost_is_chosen_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let starts = directory.path().join("starts");
+        // `$3` is the configuration file, in a directory of its own.
+        let script = format!(
+            "echo \"$3\" >> {}; echo 'error: gateway.port: 127.0.0.1:1 is in use by another process'; exit 5",
+            starts.display()
+        );
+        let options = Options::new(stand_in(directory.path(), &script), 1);
+        let error = Cluster::start(options, Duration::from_secs(60)).await.unwrap_err().to_string();
+        assert!(error.contains("in use by another process"), "{error}");
+        let starts = std::fs::read_to_string(starts).unwrap();
+        let starts: std::collections::BTreeSet<&str> = starts.lines().collect();
+        assert_eq!(starts.len(), START_ATTEMPTS as usize, "{starts:?}");
+        assert_eq!(starts.iter().filter(|file| Path::new(file).exists()).count(), 1, "the last one's log stays");
+        for kept in starts.iter().filter_map(|file| Path::new(file).ancestors().nth(2)).filter(|kept| kept.exists()) {
+            std::fs::remove_dir_all(kept).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn the_end_of_any_instance_ends_the_wait_for_all() {
+        let directory = tempfile::tempdir().unwrap();
+        let openclaw = stand_in(directory.path(), "case $3 in */node-2/*) echo no disk; exit 3;; esac; exec sleep 600");
+        let options = Options::new(openclaw, 3).directory(Some(directory.path().join("run")));
+        let error = Cluster::start(options, Duration::from_secs(600)).await.unwrap_err().to_string();
+        assert!(error.contains("no disk"), "{error}");
     }
 
     #[tokio::test]
