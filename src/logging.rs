@@ -31,8 +31,9 @@ use tracing_subscriber::registry::LookupSpan;
 const QUEUE_LINES: usize = 8192;
 /// How long the last lines may take when the process ends.
 const FLUSH: Duration = Duration::from_secs(1);
-/// Libraries that tell at `info` what we would call `debug`. `RUST_LOG` may ask for more.
-const QUIET: &str = "openraft=warn,h2=warn,hyper=warn,hyper_util=warn,rustls=warn,tonic=warn,tower=warn,reqwest=warn";
+/// Libraries that tell at `info` what we would call `debug`, and openraft, which warns of every message that a dead peer
+/// does not get: hundreds of lines a second. `RUST_LOG` may ask for more.
+const QUIET: &str = "openraft=error,h2=warn,hyper=warn,hyper_util=warn,rustls=warn,tonic=warn,tower=warn,reqwest=warn";
 
 /// Why there is no log.
 #[derive(Debug, thiserror::Error)]
@@ -453,6 +454,8 @@ mod tests {
             tracing::debug!("a step");
         };
         assert!(logged(Level::Info, None, chatter).is_empty());
+        let unreachable = || tracing::warn!(target: "openraft::replication", "a peer is unreachable");
+        assert!(logged(Level::Info, None, unreachable).is_empty());
         assert_eq!(logged(Level::Info, Some("openraft=info"), chatter).len(), 1);
         assert_eq!(logged(Level::Debug, None, chatter).len(), 1);
         let bad = || tracing::error!(target: "openraft", "x");
