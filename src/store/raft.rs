@@ -11,10 +11,15 @@ use openclaw_proto::state::command::Kind as Command;
 use openclaw_proto::state::outcome::Kind as Outcome;
 use openclaw_proto::state::{Entry, Session, Turn};
 use openclaw_raft::{Node, ProposeError, TableError, View};
+use tokio::time::{Instant, timeout_at};
 use tokio_stream::wrappers::BroadcastStream;
 
 use super::{CommitError, Committed, Consistency, Event, Read, ReadError, SessionStore};
 use crate::metrics::Metrics;
+
+/// How long a request waits for a quorum that is missing: an election takes less, also on a busy machine. Past it the
+/// caller learns that nothing was done, rather than wait for its own deadline.
+const MISSING_QUORUM: Duration = Duration::from_secs(2);
 
 /// This instance's node as a store. Cheap to clone.
 #[derive(Clone)]
@@ -34,7 +39,15 @@ impl RaftStore {
     /// [`ReadError`] when that is not known in time.
     pub async fn view(&self, consistency: Consistency, timeout: Duration) -> Result<View, ReadError> {
         let view = match consistency {
-            Consistency::Linearizable => self.node.read_linearizable(timeout).await,
+            Consistency::Linearizable => {
+                let waiting = Instant::now();
+                tokio::select! {
+                    view = self.node.read_linearizable(timeout) => view,
+                    () = self.quorum_stays_missing() => {
+                        return Err(ReadError::NoQuorum { waited: waiting.elapsed(), reason: missing_quorum() });
+                    }
+                }
+            }
             Consistency::AtLeast(index) => self.node.read_at_least(index, timeout).await,
             Consistency::Stale => Ok(self.node.read_local()),
         };
@@ -43,6 +56,47 @@ impl RaftStore {
             openclaw_raft::ReadError::Behind { waited, .. } => ReadError::Timeout { waited },
             openclaw_raft::ReadError::Busy => ReadError::Busy,
         })
+    }
+
+    /// Ends when no quorum has been known for [`MISSING_QUORUM`] on end, and not otherwise.
+    async fn quorum_stays_missing(&self) {
+        let mut status = self.node.watch_status();
+        loop {
+            if status.wait_for(|status| !status.has_quorum).await.is_err() {
+                return std::future::pending().await;
+            }
+            if timeout_at(Instant::now() + MISSING_QUORUM, status.wait_for(|status| status.has_quorum)).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Waits for a quorum as long as a request should. A command goes no further without one: in the log of a leader that
+    /// has lost its quorum, its fate would be unknown.
+    ///
+    /// # Errors
+    /// [`CommitError::NoQuorum`]: nothing was proposed.
+    async fn quorum(&self, timeout: Duration) -> Result<(), CommitError> {
+        let waiting = Instant::now();
+        let mut status = self.node.watch_status();
+        let known = timeout_at(waiting + timeout.min(MISSING_QUORUM), status.wait_for(|status| status.has_quorum));
+        match known.await {
+            // Without a sender the node has stopped, which it says itself.
+            Ok(_) => Ok(()),
+            Err(_) => Err(CommitError::NoQuorum { waited: waiting.elapsed(), reason: missing_quorum() }),
+        }
+    }
+
+    async fn propose(
+        &self,
+        command: Command,
+        timeout: Duration,
+    ) -> Result<Committed<Outcome>, (&'static str, CommitError)> {
+        let begin = Instant::now();
+        self.quorum(timeout).await.map_err(|error| ("no_quorum", error))?;
+        let left = timeout.saturating_sub(begin.elapsed());
+        let committed = self.node.propose(command, left).await.map_err(refused)?;
+        Ok(Committed { index: committed.log_index, value: committed.outcome })
     }
 
     async fn read<T>(
@@ -62,14 +116,11 @@ impl SessionStore for RaftStore {
     fn commit(&self, command: Command, timeout: Duration) -> BoxFuture<'_, Result<Committed<Outcome>, CommitError>> {
         Box::pin(async move {
             let timer = self.metrics.raft_proposal_duration.start_timer();
-            let result = self.node.propose(command, timeout).await;
+            let result = self.propose(command, timeout).await;
             timer.observe_duration();
             let (word, result) = match result {
-                Ok(committed) => ("ok", Ok(Committed { index: committed.log_index, value: committed.outcome })),
-                Err(error) => {
-                    let (word, error) = refused(error);
-                    (word, Err(error))
-                }
+                Ok(committed) => ("ok", Ok(committed)),
+                Err((word, error)) => (word, Err(error)),
             };
             self.metrics.raft_proposals.with_label_values(&[word]).inc();
             result
@@ -136,6 +187,10 @@ impl SessionStore for RaftStore {
         });
         concerning_turns.boxed()
     }
+}
+
+fn missing_quorum() -> String {
+    "this instance cannot reach a quorum".to_owned()
 }
 
 /// The error as callers see it, and its label.
