@@ -398,3 +398,66 @@ async fn a_leader_that_is_cut_off_is_replaced_and_acknowledges_nothing_meanwhile
     })
     .await
 }
+
+/// What the command line prints as JSON when it ends with exit code 0, asking one instance.
+async fn operate(cluster: &Cluster, index: usize, arguments: &[&str]) -> Result<serde_json::Value> {
+    let url = format!("http://{}", cluster.instances()[index].http);
+    let command = tokio::process::Command::new(env!("CARGO_BIN_EXE_openclaw"))
+        .args(arguments)
+        .args(["--json", "--url", &url])
+        .kill_on_drop(true)
+        .output();
+    let output = within("a command", command).await?.context("run the command line")?;
+    let printed = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "{arguments:?} ended with {}: {printed}", output.status);
+    serde_json::from_str(&printed).with_context(|| format!("{arguments:?} printed {printed}"))
+}
+
+#[tokio::test]
+async fn operators_move_leadership_and_remove_an_instance() -> Result<()> {
+    run(options(), async |cluster| {
+        let leader = cluster.leader(SOON).await?;
+        let (next, last) = ((leader + 1) % 3, (leader + 2) % 3);
+        let name = |index: usize| format!("node-{}", index + 1);
+        // Asked of neither the old nor the new leader.
+        let moved = operate(cluster, last, &["cluster", "transfer-leader", &name(next)]).await?;
+        assert_eq!(moved["leader"], name(next));
+
+        cluster.instance(leader).process.kill()?;
+        let without = operate(cluster, last, &["cluster", "remove", &name(leader)]).await?;
+        let mut left = vec![name(next), name(last)];
+        left.sort();
+        let members = without["members"].as_array().context("members")?;
+        assert_eq!(members.iter().map(|member| member["instanceId"].clone()).collect::<Vec<_>>(), left);
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn an_instance_in_maintenance_ends_its_turns_and_gives_new_ones_away() -> Result<()> {
+    run(options(), async |cluster| {
+        let clients = clients(cluster);
+        let leader = cluster.leader(SOON).await?;
+        let talk = session("long")?;
+        let mut reader = Reader::start(&clients, leader, &say(&talk, &count()), &key("long")?).await?;
+        reader.read_deltas(5, soon()).await?;
+        // Ends when nothing runs there and another instance leads.
+        let drained = operate(cluster, leader, &["maintenance", "on"]).await?;
+        assert_eq!((&drained["on"], &drained["drained"]), (&true.into(), &true.into()));
+        assert!(!clients[leader].is_ready().await);
+        assert_ne!(cluster.leader(SOON).await?, leader);
+        let answer = reader.finish(soon()).await?;
+        check_count(&answer);
+        assert_eq!((answer.restarts, answer.reconnects), (0, 0), "the turn ran to its end where it was: {answer:?}");
+
+        let elsewhere = clients[leader].chat(&say(&session("new")?, "hello"), &key("new")?).await.ok()?;
+        assert_ne!(elsewhere.instance_id, cluster.instance(leader).id.as_str());
+        operate(cluster, leader, &["maintenance", "off"]).await?;
+        cluster.instance(leader).wait_ready(SOON).await?;
+        let here = clients[leader].chat(&say(&session("new")?, "again"), &key("again")?).await.ok()?;
+        assert_eq!(here.instance_id, cluster.instance(leader).id.as_str());
+        Ok(())
+    })
+    .await
+}

@@ -3,7 +3,6 @@
 use axum::Json as Answer;
 use axum::extract::State;
 use futures::future::BoxFuture;
-use http::StatusCode;
 use openclaw_proto::http::{Cluster, ErrorBody, ErrorCode, Maintenance, RemoveRequest, TransferLeaderRequest};
 use openclaw_proto::ids::{InstanceId, SessionKey};
 use tokio::time::timeout;
@@ -82,41 +81,45 @@ pub(super) async fn get(
     State(gateway): State<Gateway>,
     Params(NoParams {}): Params<NoParams>,
 ) -> Result<Answer<Cluster>, ApiError> {
+    Ok(Answer(seen(&gateway).await?))
+}
+
+async fn seen(gateway: &Gateway) -> Result<Cluster, ApiError> {
     let deadline = gateway.limits().request;
-    let cluster = timeout(deadline, gateway.cluster().cluster()).await.map_err(|_| ApiError::no_answer(deadline))??;
-    Ok(Answer(cluster))
+    Ok(timeout(deadline, gateway.cluster().cluster()).await.map_err(|_| ApiError::no_answer(deadline))??)
 }
 
 #[derive(Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NoParams {}
 
-/// Hands leadership over.
+/// Hands leadership over, and answers with the cluster under its new leader.
 #[utoipa::path(
     post, path = "/api/v1/cluster/transfer-leader", tag = "operation", request_body = TransferLeaderRequest,
-    responses((status = 200, description = "The new leader", body = TransferLeaderRequest), (status = "4XX", body = ErrorBody))
+    responses((status = 200, body = Cluster), (status = "4XX", body = ErrorBody))
 )]
 pub(super) async fn transfer_leader(
     State(gateway): State<Gateway>,
     Json(body): Json<TransferLeaderRequest>,
-) -> Result<Answer<TransferLeaderRequest>, ApiError> {
+) -> Result<Answer<Cluster>, ApiError> {
     let to = body.to.map(|to| instance(to, "to")).transpose()?;
     let leader = bounded(&gateway, gateway.cluster().transfer_leader(to)).await?;
-    Ok(Answer(TransferLeaderRequest { to: Some(leader.into()) }))
+    // It may be known to lead before this instance has heard from it.
+    Ok(Answer(Cluster { leader: Some(leader.into()), ..seen(&gateway).await? }))
 }
 
-/// Removes an instance for good.
+/// Removes an instance for good, and answers with the cluster without it.
 #[utoipa::path(
     post, path = "/api/v1/cluster/remove", tag = "operation", request_body = RemoveRequest,
-    responses((status = 204, description = "It is no member any more"), (status = "4XX", body = ErrorBody))
+    responses((status = 200, body = Cluster), (status = "4XX", body = ErrorBody))
 )]
 pub(super) async fn remove(
     State(gateway): State<Gateway>,
     Json(body): Json<RemoveRequest>,
-) -> Result<StatusCode, ApiError> {
+) -> Result<Answer<Cluster>, ApiError> {
     let instance = instance(body.instance_id, "instanceId")?;
     bounded(&gateway, gateway.cluster().remove(instance)).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(Answer(seen(&gateway).await?))
 }
 
 fn instance(text: String, field: &str) -> Result<InstanceId, ApiError> {

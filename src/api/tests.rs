@@ -794,8 +794,8 @@ async fn operators_reach_the_cluster() {
     let on = body(instance.post("/api/v1/maintenance", json!({"on": true})).await).await;
     assert_eq!(on["on"], true);
     assert_eq!(instance.json("/api/v1/maintenance").await["drained"], true);
-    let leader = body(instance.post("/api/v1/cluster/transfer-leader", json!({"to": "node-2"})).await).await;
-    assert_eq!(leader, json!({"to": "node-2"}));
+    let cluster = body(instance.post("/api/v1/cluster/transfer-leader", json!({"to": "node-2"})).await).await;
+    assert_eq!((&cluster["clusterId"], &cluster["leader"]), (&json!("test"), &json!("node-2")));
     let unknown = instance.post("/api/v1/cluster/remove", json!({"instanceId": "node-9"})).await;
     assert_eq!(unknown.status(), StatusCode::NOT_FOUND);
 

@@ -23,6 +23,14 @@ pub(super) struct View {
 }
 
 impl View {
+    /// Waits a little until this instance sees a change that was made, so that it shows it next.
+    async fn see(&self, change: &'static str, seen: impl FnMut(&Status) -> bool) {
+        let mut status = self.node.watch_status();
+        if !matches!(tokio::time::timeout(READ, status.wait_for(seen)).await, Ok(Ok(_))) {
+            tracing::debug!(change, "made, but this instance does not see it yet");
+        }
+    }
+
     fn warnings(status: &Status) -> Vec<String> {
         match status.voter_count() {
             2 => vec![
@@ -69,7 +77,7 @@ impl ClusterView for View {
                 .instances()
                 .map_err(|error| ClusterError { code: ErrorCode::Internal, message: error.to_string() })?;
             let now = rows.iter().map(|row| row.last_seen_ms).max().unwrap_or_default();
-            let members = status
+            let mut members: Vec<Member> = status
                 .members
                 .iter()
                 .map(|member| {
@@ -90,6 +98,7 @@ impl ClusterView for View {
                     }
                 })
                 .collect();
+            members.sort_by(|a, b| a.instance_id.cmp(&b.instance_id));
             Ok(Cluster {
                 cluster_id: self.node.cluster_id().as_str().to_owned(),
                 instance_id: self.node.instance_id().as_str().to_owned(),
@@ -121,22 +130,18 @@ impl ClusterView for View {
     }
 
     fn transfer_leader(&self, to: Option<InstanceId>) -> BoxFuture<'_, Result<InstanceId, ClusterError>> {
-        Box::pin(async move { self.node.transfer_leader(to.as_ref(), CHANGE).await.map_err(refused) })
+        Box::pin(async move {
+            let leader = self.node.transfer_leader(to.as_ref(), CHANGE).await.map_err(refused)?;
+            self.see("the new leader", |status| status.leader.as_ref() == Some(&leader)).await;
+            Ok(leader)
+        })
     }
 
     fn remove(&self, instance: InstanceId) -> BoxFuture<'_, Result<(), ClusterError>> {
         Box::pin(async move {
             self.node.remove(&instance, CHANGE).await.map_err(refused)?;
-            // So that what this instance shows next is the cluster without it.
-            let mut status = self.node.watch_status();
-            let gone = |status: &Status| status.members.iter().all(|member| member.instance_id != instance);
-            match tokio::time::timeout(READ, status.wait_for(gone)).await {
-                Ok(Ok(_)) => Ok(()),
-                Ok(Err(_)) | Err(_) => {
-                    tracing::debug!(%instance, "removed, but this instance does not see it yet");
-                    Ok(())
-                }
-            }
+            self.see("a removal", |status| status.members.iter().all(|member| member.instance_id != instance)).await;
+            Ok(())
         })
     }
 
