@@ -241,7 +241,11 @@ impl Group {
             let mut client = self.0.peers.client(&instance, &addr);
             let request = pb::VoteRequest {
                 header: Some(self.0.peers.header(self.0.id, other)),
-                vote: Some(pb::Vote { term: wire::to_vote(&vote).term + 1, node_id: self.own_node(), committed: false }),
+                vote: Some(pb::Vote {
+                    term: wire::to_vote(&vote).term + 1,
+                    node_id: self.own_node(),
+                    committed: false,
+                }),
                 last_log_id: last.as_ref().map(wire::to_log_id),
                 leadership_transfer: false,
             };
