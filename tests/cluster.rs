@@ -294,6 +294,29 @@ async fn killing_all_instances_at_once_loses_nothing_acknowledged() -> Result<()
 }
 
 #[tokio::test]
+async fn a_killed_leader_is_replaced_long_before_the_election_timeout() -> Result<()> {
+    // Its broken connections are evidence enough; by silence alone it would take longer than any wait here.
+    let election_timeout = SOON;
+    let options = options().settings(|settings| {
+        settings.cluster.raft.heartbeat = Duration::from_secs(1);
+        settings.cluster.raft.election_timeout = election_timeout;
+    });
+    run(options, async |cluster| {
+        let clients = clients(cluster);
+        let notes = session("notes")?;
+        clients[0].append(&notes, "before", &key("before")?).await.ok()?;
+        let leader = cluster.leader(SOON).await?;
+        cluster.instance(leader).process.kill()?;
+        let others: Vec<Client> = (0..3).filter(|&index| index != leader).map(|index| clients[index].clone()).collect();
+        let written = append_until(&others, 0, &notes, "after", &key("after")?, soon()).await;
+        assert!(written.is_ok(), "{written:?}");
+        assert_eq!(others[1].transcript(&notes).await?.len(), 2);
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
 async fn a_retry_on_another_instance_gets_the_first_answer() -> Result<()> {
     run(options(), async |cluster| {
         let clients = clients(cluster);
