@@ -342,10 +342,10 @@ fn async_answers(
                     }
                 },
                 Err(status) => {
-                    // A stream that its sender gave up says so; one that broke says anything else.
-                    if status.code() != Code::Cancelled {
-                        watched.suspect(from, Instant::now());
-                    }
+                    // A connection that broke may look like a stream that its sender gave up. Asking costs a live leader
+                    // one answer.
+                    tracing::debug!(%status, from_node = from, "the leader's stream broke");
+                    watched.suspect(from, Instant::now());
                     None
                 }
             };
