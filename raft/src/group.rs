@@ -216,7 +216,7 @@ impl Group {
             let Some(rank) = survivors.clone().position(|id| *id == self.own_node()) else { return };
             // One after the other, so that those who saw the same do not split the votes.
             tokio::time::sleep(TURN * u32::try_from(rank + attempt * voters.len()).unwrap_or(u32::MAX)).await;
-            if self.metrics().current_leader != Some(gone) || !self.0.contact.lease_is_void() {
+            if self.metrics().current_leader != Some(gone) || !self.0.contact.lease_is_void(Some(gone)) {
                 return;
             }
             let others = survivors.copied().filter(|id| *id != self.own_node()).collect();

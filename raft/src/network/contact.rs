@@ -43,9 +43,10 @@ impl Contact {
         true
     }
 
-    /// Whether the lease on the leader is void, because its process is gone.
-    pub(crate) fn lease_is_void(&self) -> bool {
-        self.0.lock().gone.is_some()
+    /// Whether the lease on `leader`, whom this node follows, is void because its process is gone. Never of another
+    /// leader, and so never of this node itself once it leads.
+    pub(crate) fn lease_is_void(&self, leader: Option<NodeId>) -> bool {
+        leader.is_some() && self.0.lock().gone == leader
     }
 
     /// Whether a leader was heard within `limit`.
@@ -65,12 +66,21 @@ mod tests {
         let before = Instant::now();
         contact.heard(2);
         assert!(!contact.is_gone(1, before));
-        assert!(!contact.lease_is_void());
+        assert!(!contact.lease_is_void(Some(1)));
         assert!(contact.is_gone(2, Instant::now()));
-        assert!(contact.lease_is_void());
+        assert!(contact.lease_is_void(Some(2)));
         assert!(!contact.within(Duration::from_secs(60)));
         contact.heard(3);
-        assert!(!contact.lease_is_void());
+        assert!(!contact.lease_is_void(Some(2)));
         assert!(contact.within(Duration::from_secs(60)));
+    }
+
+    #[test]
+    fn who_takes_the_lead_from_one_that_is_gone_keeps_its_own_lease() {
+        let contact = Contact::default();
+        assert!(contact.is_gone(1, Instant::now()));
+        // This node, 2, was elected: no leader is heard any more, and a vote asked of it must respect its own lease.
+        assert!(!contact.lease_is_void(Some(2)));
+        assert!(!contact.lease_is_void(None));
     }
 }

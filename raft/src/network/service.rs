@@ -159,7 +159,7 @@ impl RaftService for Service {
         let message = request.into_inner();
         let (group, _) = self.admit(message.header.clone(), peer.as_ref())?;
         let mut asked = vote_request(&message)?;
-        asked.leadership_transfer |= group.contact().lease_is_void();
+        asked.leadership_transfer |= group.contact().lease_is_void(group.metrics().current_leader);
         let answer = group.raft().vote(asked).await.map_err(stopped)?;
         Ok(Response::new(vote_response(&answer)))
     }
@@ -169,7 +169,7 @@ impl RaftService for Service {
         let message = request.into_inner();
         let (group, _) = self.admit(message.header.clone(), peer.as_ref())?;
         let asked = vote_request(&message)?;
-        let answer = if group.contact().lease_is_void() {
+        let answer = if group.contact().lease_is_void(group.metrics().current_leader) {
             let (own, last) = group.vote_and_last_log().await.map_err(stopped)?;
             pre_vote_without_lease(&asked, own, last)
         } else {
