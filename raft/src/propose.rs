@@ -27,6 +27,8 @@ const MAX_BATCH_BYTES: usize = 4 << 20;
 const IN_FLIGHT: usize = 4;
 /// Between two attempts, unless the leader changes before.
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
+/// Past a command's deadline, the time in which its batch answers for itself, and more exactly.
+const LATE: Duration = Duration::from_millis(100);
 /// A leader's own deadline ends this long before the caller's.
 const ANSWER_MARGIN: Duration = Duration::from_millis(20);
 
@@ -120,7 +122,10 @@ impl Proposer {
             mpsc::error::TrySendError::Full(_) => ProposeError::Busy,
             mpsc::error::TrySendError::Closed(_) => ProposeError::Stopped,
         })?;
-        answered.await.map_err(|_| ProposeError::EffectUnknown { waited: since.elapsed() })?
+        // Batches under way may wait for a leader longer than this command may wait behind them.
+        let unknown = || ProposeError::EffectUnknown { waited: since.elapsed() };
+        let answer = tokio::time::timeout_at(since + timeout + LATE, answered).await.map_err(|_| unknown())?;
+        answer.map_err(|_| unknown())?
     }
 }
 

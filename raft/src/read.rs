@@ -20,6 +20,8 @@ const QUEUE: usize = 16 * 1024;
 const IN_FLIGHT: usize = 4;
 /// One question to the leader, after which it is asked again.
 const ATTEMPT: Duration = Duration::from_millis(500);
+/// Past a read's deadline, the time in which its batch answers for itself.
+const LATE: Duration = Duration::from_millis(100);
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
 
 /// Why a read was not answered.
@@ -138,7 +140,10 @@ impl Reader {
         let (answer, answered) = oneshot::channel();
         self.queue.try_send(Waiting { since, deadline, answer }).map_err(|_| ReadError::Busy)?;
         let stopped = |_| ReadError::NoQuorum { waited: since.elapsed(), reason: "this instance is stopping".into() };
-        let index = answered.await.map_err(stopped)??;
+        let overdue =
+            |_| ReadError::NoQuorum { waited: since.elapsed(), reason: "the leader was not asked yet".into() };
+        let answer = tokio::time::timeout_at(deadline + LATE, answered).await.map_err(overdue)?;
+        let index = answer.map_err(stopped)??;
         self.at_least(index, deadline.saturating_duration_since(Instant::now())).await
     }
 

@@ -234,6 +234,25 @@ async fn an_isolated_leader_refuses_quickly_and_the_others_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_short_deadline_holds_behind_commands_that_wait_long() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.stop(0).await;
+    cluster.stop(1).await;
+    let node = cluster.node(2).clone();
+    let mut waiting = tokio::task::JoinSet::new();
+    for number in 0..64 {
+        let node = node.clone();
+        waiting.spawn(async move { node.propose(append("s", &format!("k{number}"), "x"), PATIENCE * 6).await });
+        tokio::task::yield_now().await;
+    }
+    let short = node.propose(append("s", "short", "x"), Duration::from_millis(200));
+    let error = timeout(PATIENCE, short).await.expect("an answer by its own deadline").unwrap_err();
+    assert!(matches!(error, ProposeError::NoQuorum { .. } | ProposeError::EffectUnknown { .. }), "{error}");
+    let read = timeout(PATIENCE, node.read_linearizable(Duration::from_millis(200))).await;
+    assert!(read.expect("an answer by its own deadline").is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_write_under_way_survives_the_loss_of_its_leader() {
     let mut cluster = Cluster::start(3).await;
     let old = cluster.leader().await;
