@@ -241,14 +241,29 @@ async fn a_short_deadline_holds_behind_commands_that_wait_long() {
     let node = cluster.node(2).clone();
     let mut waiting = tokio::task::JoinSet::new();
     for number in 0..64 {
-        let node = node.clone();
-        waiting.spawn(async move { node.propose(append("s", &format!("k{number}"), "x"), PATIENCE * 6).await });
-        tokio::task::yield_now().await;
+        let (node, reader) = (node.clone(), node.clone());
+        waiting.spawn(async move { node.propose(append("s", &format!("k{number}"), "x"), PATIENCE * 6).await.is_ok() });
+        waiting.spawn(async move { reader.read_linearizable(PATIENCE * 6).await.is_ok() });
     }
-    let short = node.propose(append("s", "short", "x"), Duration::from_millis(200));
-    let error = timeout(PATIENCE, short).await.expect("an answer by its own deadline").unwrap_err();
-    assert!(matches!(error, ProposeError::NoQuorum { .. } | ProposeError::EffectUnknown { .. }), "{error}");
-    let read = timeout(PATIENCE, node.read_linearizable(Duration::from_millis(200))).await;
+    // By the time the first of these has given up, the patient ones hold all places, and the second is behind them.
+    for external in ["first", "second"] {
+        let short = node.propose(append("s", external, "x"), Duration::from_millis(500));
+        let error = timeout(PATIENCE, short).await.expect("an answer by its own deadline").unwrap_err();
+        assert!(matches!(error, ProposeError::NoQuorum { .. } | ProposeError::EffectUnknown { .. }), "{error}");
+        let read = timeout(PATIENCE, node.read_linearizable(Duration::from_millis(500))).await;
+        assert!(read.expect("an answer by its own deadline").is_err());
+        // One batch takes all that waits, so the places fill one by one.
+        for number in 0..4 {
+            let (node, reader) = (node.clone(), node.clone());
+            let external = format!("{external}-{number}");
+            waiting.spawn(async move { node.propose(append("s", &external, "x"), PATIENCE * 6).await.is_ok() });
+            waiting.spawn(async move { reader.read_linearizable(PATIENCE * 6).await.is_ok() });
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    let short = node.propose(append("s", "third", "x"), Duration::from_millis(500));
+    timeout(PATIENCE, short).await.expect("an answer by its own deadline").unwrap_err();
+    let read = timeout(PATIENCE, node.read_linearizable(Duration::from_millis(500))).await;
     assert!(read.expect("an answer by its own deadline").is_err());
 }
 
