@@ -1,7 +1,5 @@
 //! One command's work in progress: the tables as they are with its changes so far, the time, and the events.
 
-use std::time::Duration;
-
 use openclaw_proto::ids::ParseError;
 use openclaw_proto::state::{InboxRecord, Instance, Session, Turn, outcome};
 use prost::Message;
@@ -44,7 +42,7 @@ impl<'a, T: Tables + ?Sized> Change<'a, T> {
         let mut tables = Overlay::new(tables);
         let clock_ms = read::clock(&tables)?;
         if command_ms > clock_ms {
-            tables.put(Table::Clock, keys::CLOCK.to_vec(), command_ms.to_be_bytes().to_vec());
+            tables.put(Table::Marks, keys::CLOCK.to_vec(), command_ms.to_be_bytes().to_vec());
         }
         Ok(Self { tables, at, now_ms: clock_ms.max(command_ms), events: Vec::new() })
     }
@@ -62,8 +60,12 @@ impl<'a, T: Tables + ?Sized> Change<'a, T> {
         self.tables.put(table, key, row.encode_to_vec());
     }
 
+    pub(super) fn put_bytes(&mut self, table: Table, key: Vec<u8>, value: Vec<u8>) {
+        self.tables.put(table, key, value);
+    }
+
     pub(super) fn put_mark(&mut self, table: Table, key: Vec<u8>) {
-        self.tables.put(table, key, Vec::new());
+        self.put_bytes(table, key, Vec::new());
     }
 
     pub(super) fn delete(&mut self, table: Table, key: Vec<u8>) {
@@ -112,14 +114,4 @@ impl<'a, T: Tables + ?Sized> Change<'a, T> {
     pub(super) fn inbox_record(&self, row_key: &[u8]) -> Result<Option<InboxRecord>, TableError> {
         read::row(&self.tables, Table::Inbox, row_key)
     }
-
-    /// Has the row dropped by a sweep once `retention` has passed.
-    pub(super) fn expire_after(&mut self, retention: Duration, kind: keys::Expiring, row_key: &[u8]) {
-        self.put_mark(Table::Expiry, keys::expiry(due_ms(self.now_ms, retention), kind, row_key));
-    }
-}
-
-/// When a row from `since_ms` is due.
-pub(super) fn due_ms(since_ms: u64, retention: Duration) -> u64 {
-    since_ms.saturating_add(u64::try_from(retention.as_millis()).unwrap_or(u64::MAX))
 }

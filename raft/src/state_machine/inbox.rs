@@ -6,8 +6,7 @@ use openclaw_proto::state::inbox_record::Answer as Stored;
 use openclaw_proto::state::{InboxKey, InboxRecord};
 
 use super::change::{Change, Halt};
-use super::keys::{self, Expiring};
-use super::{Table, TableError, Tables, limits};
+use super::{Table, TableError, Tables, keys, limits};
 
 /// How long a repetition is recognised, by the replicated clock: no shorter than any platform redelivers.
 pub const INBOX_RETENTION: Duration = Duration::from_secs(24 * 60 * 60);
@@ -52,7 +51,6 @@ impl<'a> Key<'a> {
     pub(super) fn record<T: Tables + ?Sized>(self, change: &mut Change<'_, T>, answer: Stored) {
         let record =
             InboxRecord { body_hash: self.command.body_hash.clone(), created_ms: change.now_ms, answer: Some(answer) };
-        change.expire_after(INBOX_RETENTION, Expiring::Inbox, &self.row);
         change.put(Table::Inbox, self.row, &record);
     }
 }

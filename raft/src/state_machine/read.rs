@@ -17,7 +17,7 @@ pub(super) fn row<M: Message + Default>(
     tables.get(table, key)?.map(|value| decode(table, key, &value)).transpose()
 }
 
-fn decode<M: Message + Default>(table: Table, key: &[u8], value: &[u8]) -> Result<M, TableError> {
+pub(super) fn decode<M: Message + Default>(table: Table, key: &[u8], value: &[u8]) -> Result<M, TableError> {
     M::decode(value).map_err(|error| TableError::damaged(table, key, error.to_string()))
 }
 
@@ -26,9 +26,9 @@ fn decode<M: Message + Default>(table: Table, key: &[u8], value: &[u8]) -> Resul
 /// # Errors
 /// [`TableError`] when the tables cannot be read.
 pub fn clock(tables: &(impl Tables + ?Sized)) -> Result<u64, TableError> {
-    let Some(value) = tables.get(Table::Clock, keys::CLOCK)? else { return Ok(0) };
+    let Some(value) = tables.get(Table::Marks, keys::CLOCK)? else { return Ok(0) };
     let bytes = <[u8; 8]>::try_from(value.as_slice())
-        .map_err(|_| TableError::damaged(Table::Clock, keys::CLOCK, "not eight bytes"))?;
+        .map_err(|_| TableError::damaged(Table::Marks, keys::CLOCK, "not eight bytes"))?;
     Ok(u64::from_be_bytes(bytes))
 }
 

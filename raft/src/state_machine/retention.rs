@@ -1,47 +1,98 @@
-//! What is kept for a time only, and how it is dropped: a bounded number of rows per command, oldest first.
+//! What is kept for a time only, and how it is dropped.
+//!
+//! Rows carry the time from which they count, and nothing else is written to have them dropped: a sweep walks through
+//! the tables, a bounded number of rows per command, and where it stands is replicated as well. So what is kept for a
+//! day costs one look per pass and not a second row per write; it stays for up to one pass longer than it must.
+
+use std::time::Duration;
 
 use openclaw_proto::state::{InboxRecord, Sweep, Swept, Turn, TurnState, outcome};
 
-use super::change::{Answer, Change, due_ms};
+use super::change::{Answer, Change};
 use super::inbox::INBOX_RETENTION;
-use super::keys::{self, Expiring};
 use super::turns::TURN_RETENTION;
-use super::{Table, TableError, Tables, read};
+use super::{Table, TableError, Tables, keys, read};
 
 /// Most rows that one sweep looks at, whatever the command asks for.
 pub const MAX_SWEEP_ROWS: u32 = 10_000;
 
-pub(super) fn sweep<T: Tables + ?Sized>(change: &mut Change<'_, T>, command: &Sweep) -> Answer {
-    let max_rows = command.max_rows.min(MAX_SWEEP_ROWS) as usize;
-    let until = keys::expiry_until(change.now_ms);
-    let mut due = change.tables().scan(Table::Expiry, &[], until.as_deref(), max_rows + 1)?;
-    let more = due.len() > max_rows;
-    due.truncate(max_rows);
+/// In the order of a pass.
+const SWEPT: [Table; 2] = [Table::Inbox, Table::Turns];
 
-    let mut rows = 0;
-    for (key, _) in due {
-        let (_, kind, row_key) =
-            keys::parse_expiry(&key).ok_or_else(|| TableError::damaged(Table::Expiry, &key, "not an expiry key"))?;
-        if is_due(change, kind, row_key)? {
-            change.delete(kind.table(), row_key.to_vec());
-            rows += 1;
+/// Looks at the next rows of the pass, and drops those whose time has passed. The next command after the one that ends
+/// a pass begins another.
+pub(super) fn sweep<T: Tables + ?Sized>(change: &mut Change<'_, T>, command: &Sweep) -> Answer {
+    let mut left = command.max_rows.min(MAX_SWEEP_ROWS) as usize;
+    let mut dropped = 0;
+    let mut position = Position::read(change)?;
+    while let Some(table) = position.table()
+        && left > 0
+    {
+        let rows = change.tables().scan(table, &position.from, None, left)?;
+        let ended = rows.len() < left;
+        left -= rows.len();
+        if let Some((last, _)) = rows.last() {
+            position.from = keys::after(last);
         }
-        change.delete(Table::Expiry, key);
+        for (key, value) in rows {
+            if is_due(change.now_ms, table, &key, &value)? {
+                change.delete(table, key);
+                dropped += 1;
+            }
+        }
+        if ended {
+            position = Position { place: position.place + 1, from: Vec::new() };
+        }
     }
-    Ok(outcome::Kind::Swept(Swept { rows, more }))
+    let more = position.table().is_some();
+    position.write(change);
+    Ok(outcome::Kind::Swept(Swept { rows: dropped, more }))
 }
 
-/// Whether the row itself is due: one that was written again later has a later expiry row of its own.
-fn is_due<T: Tables + ?Sized>(change: &Change<'_, T>, kind: Expiring, row_key: &[u8]) -> Result<bool, TableError> {
-    let due_ms = match kind {
-        Expiring::Inbox => read::row::<InboxRecord>(change.tables(), Table::Inbox, row_key)?
-            .map(|record| due_ms(record.created_ms, INBOX_RETENTION)),
-        Expiring::Turn => {
-            read::row::<Turn>(change.tables(), Table::Turns, row_key)?
-                // One that has not ended has no time yet from which to count.
-                .filter(|turn| !matches!(turn.state(), TurnState::Queued | TurnState::Running))
-                .map(|turn| due_ms(turn.finished_ms, TURN_RETENTION))
+/// Where the next look begins.
+struct Position {
+    /// In [`SWEPT`]; past it at the end of a pass.
+    place: u8,
+    from: Vec<u8>,
+}
+
+impl Position {
+    fn table(&self) -> Option<Table> {
+        SWEPT.get(usize::from(self.place)).copied()
+    }
+
+    fn read<T: Tables + ?Sized>(change: &Change<'_, T>) -> Result<Self, TableError> {
+        let stored = change.tables().get(Table::Marks, keys::SWEEP)?.unwrap_or_default();
+        Ok(match stored.split_first() {
+            Some((place, from)) => Self { place: *place, from: from.to_owned() },
+            None => Self { place: 0, from: Vec::new() },
+        })
+    }
+
+    fn write<T: Tables + ?Sized>(self, change: &mut Change<'_, T>) {
+        if self.table().is_some() && (self.place > 0 || !self.from.is_empty()) {
+            change.put_bytes(Table::Marks, keys::SWEEP.to_vec(), [&[self.place], &*self.from].concat());
+        } else {
+            change.delete(Table::Marks, keys::SWEEP.to_vec());
         }
+    }
+}
+
+fn is_due(now_ms: u64, table: Table, key: &[u8], value: &[u8]) -> Result<bool, TableError> {
+    let since_ms = match table {
+        Table::Inbox => Some((read::decode::<InboxRecord>(table, key, value)?.created_ms, INBOX_RETENTION)),
+        Table::Turns => {
+            let turn = read::decode::<Turn>(table, key, value)?;
+            // One that has not ended has no time yet from which to count.
+            let ended = !matches!(turn.state(), TurnState::Queued | TurnState::Running);
+            ended.then_some((turn.finished_ms, TURN_RETENTION))
+        }
+        Table::Sessions | Table::Entries | Table::TurnsByRunner | Table::Instances | Table::Marks => None,
     };
-    Ok(due_ms.is_some_and(|due_ms| due_ms <= change.now_ms))
+    Ok(since_ms.is_some_and(|(since_ms, kept)| due_ms(since_ms, kept) <= now_ms))
+}
+
+/// When a row from `since_ms` is due.
+fn due_ms(since_ms: u64, kept: Duration) -> u64 {
+    since_ms.saturating_add(u64::try_from(kept.as_millis()).unwrap_or(u64::MAX))
 }

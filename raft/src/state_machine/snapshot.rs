@@ -333,7 +333,7 @@ mod tests {
             row(Table::Sessions, b"agent:main:main", b"a session"),
             row(Table::Sessions, b"agent:main:other", b"another"),
             row(Table::TurnsByRunner, b"node-1\0aa", b""),
-            row(Table::Clock, b"now_ms", &[0, 0, 0, 0, 0, 0, 0, 9]),
+            row(Table::Marks, b"now_ms", &[0, 0, 0, 0, 0, 0, 0, 9]),
         ]);
         tables
     }
@@ -416,7 +416,7 @@ mod tests {
             assert!(matches!(restored(&with_frame(&frame)), Err(SnapshotError::FrameTooLarge { .. })));
         }
         let mut writer = SnapshotWriter::new(Vec::new(), b"").unwrap();
-        let error = writer.row(Table::Clock, b"k", &vec![0; MAX_FRAME_BYTES]).unwrap_err();
+        let error = writer.row(Table::Marks, b"k", &vec![0; MAX_FRAME_BYTES]).unwrap_err();
         assert!(matches!(error, SnapshotError::FrameTooLarge { .. }));
     }
 

@@ -20,26 +20,16 @@ pub enum Table {
     Inbox,
     /// Instance id -> `Instance`.
     Instances,
-    /// Due time big-endian, kind of row, row key -> nothing: what a sweep drops, oldest first.
-    Expiry,
-    /// One row: the replicated clock.
-    Clock,
+    /// The state machine's own few values: the replicated clock, and how far a sweep came.
+    Marks,
 }
 
 impl Table {
-    pub const COUNT: usize = 8;
+    pub const COUNT: usize = 7;
 
     /// In the order of their tags.
-    pub const ALL: [Self; Self::COUNT] = [
-        Self::Sessions,
-        Self::Entries,
-        Self::Turns,
-        Self::TurnsByRunner,
-        Self::Inbox,
-        Self::Instances,
-        Self::Expiry,
-        Self::Clock,
-    ];
+    pub const ALL: [Self; Self::COUNT] =
+        [Self::Sessions, Self::Entries, Self::Turns, Self::TurnsByRunner, Self::Inbox, Self::Instances, Self::Marks];
 
     /// How snapshots name the table: never reused, never zero.
     pub const fn tag(self) -> u8 {
@@ -50,8 +40,7 @@ impl Table {
             Self::TurnsByRunner => 4,
             Self::Inbox => 5,
             Self::Instances => 6,
-            Self::Expiry => 7,
-            Self::Clock => 8,
+            Self::Marks => 7,
         }
     }
 
@@ -68,8 +57,7 @@ impl Table {
             Self::TurnsByRunner => "turns_by_runner",
             Self::Inbox => "inbox",
             Self::Instances => "instances",
-            Self::Expiry => "expiry",
-            Self::Clock => "clock",
+            Self::Marks => "marks",
         }
     }
 
@@ -258,7 +246,7 @@ mod tests {
             assert_eq!(Table::from_tag(table.tag()), Some(table));
         }
         assert_eq!(Table::from_tag(0), None);
-        assert_eq!(Table::from_tag(9), None);
+        assert_eq!(Table::from_tag(8), None);
     }
 
     proptest::proptest! {

@@ -14,8 +14,7 @@ use openclaw_proto::state::{
 use super::change::{Answer, Change, Halt};
 use super::inbox::{self, Seen};
 use super::instances::{self, Candidates};
-use super::keys::{self, Expiring};
-use super::{Event, Table, TableError, Tables, limits, sessions};
+use super::{Event, Table, TableError, Tables, keys, limits, sessions};
 
 /// How long an ended turn can be asked for, by the replicated clock. Longer than the inbox remembers: a repetition of
 /// the message must find its turn.
@@ -221,7 +220,6 @@ pub(super) fn end<T: Tables + ?Sized>(change: &mut Change<'_, T>, mut turn: Turn
     turn.set_state(state);
     turn.finished_ms = change.now_ms;
     change.delete(Table::TurnsByRunner, keys::turn_by_runner(&turn.runner, &turn.id));
-    change.expire_after(TURN_RETENTION, Expiring::Turn, turn.id.as_bytes());
     change.put_turn(&turn);
     change.events.push(Event::TurnEnded(turn.clone()));
     turn

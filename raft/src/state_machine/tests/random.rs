@@ -2,15 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use openclaw_proto::state::{ForgetInstance, InboxRecord, Sweep, TurnState};
+use openclaw_proto::state::{ForgetInstance, Sweep, TurnState};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use prost::Message;
 
-use super::super::{
-    INBOX_RETENTION, Overlay, SnapshotReader, SnapshotRow, SnapshotWriter, TURN_RETENTION, Table, Write, keys,
-    state_hash,
-};
+use super::super::{Overlay, SnapshotReader, SnapshotRow, SnapshotWriter, Table, Write, keys, state_hash};
 use super::*;
 
 /// A command before it is known which tokens and epochs the state will hold.
@@ -164,9 +161,7 @@ struct State {
     entries: BTreeMap<(String, u64), Entry>,
     turns: BTreeMap<String, Turn>,
     index: BTreeSet<(String, String)>,
-    inbox: BTreeMap<Vec<u8>, InboxRecord>,
     instances: BTreeMap<String, Instance>,
-    expiry: BTreeSet<Vec<u8>>,
 }
 
 fn decoded<M: Message + Default>(tables: &MemoryTables, table: Table) -> BTreeMap<String, M> {
@@ -184,16 +179,13 @@ impl State {
             let (runner, turn) = keys::parse_turn_by_runner(&key).unwrap();
             (runner.to_owned(), turn.to_owned())
         });
-        let inbox = rows(tables, Table::Inbox).into_iter();
         Self {
             clock_ms: read::clock(tables).unwrap(),
             sessions: decoded(tables, Table::Sessions),
             entries: entries.collect(),
             turns: decoded(tables, Table::Turns),
             index: index.collect(),
-            inbox: inbox.map(|(key, value)| (key, InboxRecord::decode(&*value).unwrap())).collect(),
             instances: decoded(tables, Table::Instances),
-            expiry: rows(tables, Table::Expiry).into_iter().map(|(key, _)| key).collect(),
         }
     }
 
@@ -233,7 +225,6 @@ impl State {
 
         let somebody_lives = self.instances.values().any(|row| row.live);
         let mut index = BTreeSet::new();
-        let mut expiry = BTreeSet::new();
         for (id, turn) in &self.turns {
             match turn.state() {
                 TurnState::Queued => assert_eq!((turn.attempt, turn.fencing_token, turn.started_ms), (0, 0, 0)),
@@ -249,17 +240,9 @@ impl State {
             if matches!(turn.state(), TurnState::Queued | TurnState::Running) {
                 assert!(self.sessions.contains_key(&turn.session_key));
                 index.insert((turn.runner.clone(), id.clone()));
-            } else {
-                let due_ms = turn.finished_ms + TURN_RETENTION.as_millis() as u64;
-                expiry.insert(keys::expiry(due_ms, keys::Expiring::Turn, id.as_bytes()));
             }
         }
         assert_eq!(self.index, index, "the index mirrors the turns that have not ended");
-        for (key, record) in &self.inbox {
-            let due_ms = record.created_ms + INBOX_RETENTION.as_millis() as u64;
-            expiry.insert(keys::expiry(due_ms, keys::Expiring::Inbox, key));
-        }
-        assert_eq!(self.expiry, expiry, "what is kept for a time has its expiry row");
     }
 
     /// What holds from one state to the next.

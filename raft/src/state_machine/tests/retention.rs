@@ -25,7 +25,6 @@ fn an_external_id_is_remembered_for_a_day_and_not_longer() {
     machine.passed_ms = day_ms(1);
     assert_eq!(machine.apply(sweep(10)), swept(1, false));
     assert!(read::inbox(&machine.tables, "http", "a").unwrap().is_none());
-    assert_eq!(machine.tables.row_count(Table::Expiry), 0);
 }
 
 #[test]
@@ -45,54 +44,54 @@ fn an_ended_turn_is_kept_for_a_week_and_a_running_one_for_as_long_as_it_runs() {
 }
 
 #[test]
-fn a_sweep_is_bounded_and_takes_the_oldest_first() {
-    let mut machine = Machine::default();
+fn a_pass_goes_on_where_the_command_before_stopped() {
+    let mut machine = Machine::with(&["n1"]);
     for n in 0..5 {
-        machine.passed_ms = n;
         machine.apply(append(&format!("a{n}"), "text"));
     }
-    machine.passed_ms = day_ms(2);
+    let token = machine.accept(1, "n1").fencing_token;
+    machine.apply(complete(1, token));
+    machine.passed_ms = day_ms(8);
     assert_eq!(machine.apply(sweep(0)), swept(0, true));
     assert_eq!(machine.apply(sweep(2)), swept(2, true));
-    let left: Vec<_> =
-        (0..5).map(|n| read::inbox(&machine.tables, "http", &format!("a{n}")).unwrap().is_some()).collect();
-    assert_eq!(left, [false, false, true, true, true]);
-    assert_eq!(machine.apply(sweep(u32::MAX)), swept(3, false));
+    let left = |machine: &Machine| machine.tables.row_count(Table::Inbox);
+    assert_eq!(left(&machine), 4, "three appends and the message of the turn");
+    assert_eq!(machine.apply(sweep(3)), swept(3, true));
+    assert_eq!(machine.apply(sweep(u32::MAX)), swept(2, false), "what is left, and the turn");
+    assert_eq!(left(&machine), 0);
+    assert_eq!(machine.turn_if_any(1), None);
+    assert_eq!(machine.tables.row_count(Table::Marks), 1, "only the clock: the next pass begins at the beginning");
+}
+
+#[test]
+fn a_pass_ends_though_rows_come_in_behind_and_before_it() {
+    let mut machine = Machine::default();
+    for key in ["b", "d"] {
+        machine.apply(append(key, "text"));
+    }
+    machine.passed_ms = day_ms(1);
+    assert_eq!(machine.apply(sweep(1)), swept(1, true));
+    for key in ["a", "c", "e"] {
+        machine.apply(append(key, "text"));
+    }
+    assert_eq!(machine.apply(sweep(10)), swept(1, false), "c, d and e were looked at; a waits for the next pass");
+    assert_eq!(machine.tables.row_count(Table::Inbox), 3);
 }
 
 #[test]
 fn no_sweep_looks_at_more_rows_than_the_limit() {
     let mut machine = Machine::default();
-    let marks = (0..=MAX_SWEEP_ROWS).map(|n| Write {
-        table: Table::Expiry,
-        key: keys::expiry(1, keys::Expiring::Turn, turn_id(n).as_bytes()),
-        value: Some(Vec::new()),
-    });
-    machine.tables.apply(marks);
-    assert_eq!(machine.apply(sweep(u32::MAX)), swept(0, true), "they name no row");
-    assert_eq!(machine.tables.row_count(Table::Expiry), 1);
-}
-
-#[test]
-fn a_row_that_was_written_again_outlives_its_first_expiry() {
-    let mut machine = Machine::with(&["n1"]);
-    machine.passed_ms = day_ms(10);
     machine.apply(append("a", "text"));
-    let token = machine.accept(1, "n1").fencing_token;
-    machine.accept(2, "n1");
-    machine.apply(complete(1, token));
-    let early = [
-        keys::expiry(1, keys::Expiring::Inbox, &keys::inbox("http", "a")),
-        keys::expiry(1, keys::Expiring::Turn, turn_id(1).as_bytes()),
-        keys::expiry(1, keys::Expiring::Turn, turn_id(2).as_bytes()),
-    ];
-    machine.tables.apply(early.map(|key| Write { table: Table::Expiry, key, value: Some(Vec::new()) }));
-    let before = machine.tables.row_count(Table::Expiry);
-    assert_eq!(machine.apply(sweep(10)), swept(0, false));
-    assert_eq!(machine.tables.row_count(Table::Expiry), before - 3);
-    assert!(read::inbox(&machine.tables, "http", "a").unwrap().is_some());
-    machine.turn(1);
-    machine.turn(2);
+    let record = machine.tables.get(Table::Inbox, &keys::inbox("http", "a")).unwrap();
+    let rows = (0..MAX_SWEEP_ROWS).map(|n| Write {
+        table: Table::Inbox,
+        key: keys::inbox("http", &format!("z{n}")),
+        value: record.clone(),
+    });
+    machine.tables.apply(rows);
+    machine.passed_ms = day_ms(1);
+    assert_eq!(machine.apply(sweep(u32::MAX)), swept(MAX_SWEEP_ROWS, true));
+    assert_eq!(machine.tables.row_count(Table::Inbox), 1);
 }
 
 #[test]

@@ -148,7 +148,7 @@ fn a_damaged_row_is_an_error_that_names_it_and_not_an_outcome() {
             damage(Table::Sessions, SESSION, &[0xff], accept(1, "n1")),
             "table sessions is damaged at key agent:main:main",
         ),
-        (damage(Table::Clock, "now_ms", &[1], accept(1, "n1")), "table clock is damaged"),
+        (damage(Table::Marks, "now_ms", &[1], accept(1, "n1")), "table marks is damaged"),
         (damage(Table::Turns, &turn_id(1), &turn(orphan), complete(1, 5)), "table turns is damaged"),
         (damage(Table::Turns, &turn_id(1), &turn(running), complete(1, 5)), "table turns is damaged"),
         (damage(Table::TurnsByRunner, "n2", &[], register("n2", "b", "")), "table turns_by_runner is damaged"),
