@@ -197,7 +197,7 @@ pub struct Raft {
     #[serde(rename = "electionTimeoutMs", with = "millis")]
     #[schemars(with = "u64")]
     pub election_timeout: Duration,
-    /// Log entries between two snapshots. Default 50000; at least 100.
+    /// Log entries between two snapshots; 256 MiB of them are a reason too. Default 500000; at least 100.
     pub snapshot_every: u64,
     /// Log entries kept behind a snapshot, for instances that lag. Default 50000; at least 0.
     pub log_keep: u64,
@@ -208,7 +208,7 @@ impl Default for Raft {
         Self {
             heartbeat: Duration::from_millis(50),
             election_timeout: Duration::from_millis(150),
-            snapshot_every: 50_000,
+            snapshot_every: 500_000,
             log_keep: 50_000,
         }
     }

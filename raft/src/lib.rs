@@ -18,6 +18,7 @@ pub mod network;
 mod node;
 mod propose;
 mod read;
+mod snapshots;
 pub mod state_machine;
 mod status;
 mod storage;

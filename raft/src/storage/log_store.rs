@@ -295,14 +295,17 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let mut batch = WriteBatch::default();
         let mut appended = Vec::new();
         let mut buffer = Vec::new();
+        let mut bytes = 0;
         for entry in entries {
             buffer.clear();
             wire::to_entry(&entry).encode(&mut buffer).map_err(io::Error::other)?;
+            bytes += buffer.len() as u64;
             batch.put_cf(family, keys::log(self.group, entry.log_id.index), &buffer);
             appended.push(entry);
         }
         engine::write(self.engine.db(), batch)?;
         self.engine.counters().entries_appended.fetch_add(appended.len() as u64, Relaxed);
+        self.engine.counters().bytes_appended.fetch_add(bytes, Relaxed);
         {
             let mut shared = self.shared.lock();
             for entry in appended {
