@@ -21,11 +21,12 @@ use crate::formation::{self, Formation, FormationError};
 use crate::group::{Group, Inner};
 use crate::membership::MembershipError;
 use crate::network::security::{HandshakeLimits, PeerListener, PeerSecurity, SecurityError, TlsFiles};
-use crate::network::{Contact, Groups, Links, NetworkFactory, Peers, Service};
+use crate::network::{Contact, Groups, Links, NetworkFactory, Peers, Purpose, Service, never_sent};
 use crate::propose::{Committed, ProposeError, Proposer};
 use crate::read::{ReadError, Reader, View};
+use crate::snapshots;
 use crate::state_machine::Event;
-use crate::status::Status;
+use crate::status::{Standing, Status};
 use crate::storage::{Counters, Engine, LogStore, OpenError, StateStore};
 use crate::types::MemberNode;
 
@@ -48,7 +49,7 @@ pub struct Timing {
     pub heartbeat: Duration,
     /// Shortest election timeout; the longest is twice as much.
     pub election_timeout: Duration,
-    /// Entries between two snapshots.
+    /// Entries between two snapshots, if those are not many bytes before.
     pub snapshot_every: u64,
     /// Entries that stay in the log behind a snapshot, for followers that are not far behind.
     pub log_keep: u64,
@@ -59,7 +60,7 @@ impl Default for Timing {
         Self {
             heartbeat: Duration::from_millis(50),
             election_timeout: Duration::from_millis(150),
-            snapshot_every: 50_000,
+            snapshot_every: 500_000,
             log_keep: 50_000,
         }
     }
@@ -111,12 +112,22 @@ pub struct Node {
     counters: Arc<Counters>,
 }
 
+/// Why an instance takes part no more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Over {
+    /// Consensus has stopped, which it never does by itself except on a fault.
+    Failed(String),
+    /// The others took this instance out of the cluster. It comes back with a new data directory alone.
+    Removed,
+}
+
 /// The started instance; dropping it stops nothing.
 pub struct Running {
     group: Group,
     server: JoinHandle<()>,
     stop_server: oneshot::Sender<()>,
     formation: JoinHandle<()>,
+    snapshots: JoinHandle<()>,
     engine: Arc<Engine>,
 }
 
@@ -141,6 +152,7 @@ impl Node {
         let (reader, snapshots) = (state.reader(), state.snapshots().clone());
         let config = raft_config(&options.timing, peers.cluster_id())?;
         let silence = options.timing.election_timeout * 4;
+        let snapshot_every = options.timing.snapshot_every;
         let contact = Contact::default();
         let network = NetworkFactory { group: group_id, peers: peers.clone() };
         let raft = Raft::new(identity.node_id, Arc::new(config), network, log, state)
@@ -148,7 +160,17 @@ impl Node {
             .map_err(|fatal| StartError::Fatal(fatal.to_string()))?;
 
         let status = watch_status(&raft, &contact, silence, peers.clone());
-        let group = Group::new(Inner { id: group_id, raft, peers, contact, state: reader, snapshots, status });
+        let group = Group::new(Inner {
+            id: group_id,
+            raft,
+            peers,
+            contact,
+            silence,
+            state: reader,
+            snapshots,
+            status,
+            removed: watch::Sender::new(false),
+        });
         let groups = Groups::default();
         groups.insert(group_id, group.clone());
 
@@ -186,6 +208,7 @@ impl Node {
                 tracing::error!(%error, "the peer listener failed");
             }
         });
+        let snapshots = tokio::spawn(snapshots::run(group.clone(), engine.counters().clone(), snapshot_every));
         let formation = tokio::spawn(formation::become_member(group.clone(), own, options.formation, security));
         let node = Self {
             proposer: Proposer::spawn(group.clone()),
@@ -193,7 +216,7 @@ impl Node {
             counters: engine.counters().clone(),
             group: group.clone(),
         };
-        Ok((node, Running { group, server, stop_server, formation, engine }))
+        Ok((node, Running { group, server, stop_server, formation, snapshots, engine }))
     }
 
     pub fn instance_id(&self) -> &InstanceId {
@@ -238,10 +261,13 @@ impl Node {
         self.group.state().subscribe()
     }
 
+    /// As of now.
     pub fn status(&self) -> Status {
-        self.group.status().borrow().clone()
+        self.group.status_now()
     }
 
+    /// Tells of changes of the leader, the term, the members and the quorum, and of the end; the indices in it are those
+    /// of the last such change.
     pub fn watch_status(&self) -> watch::Receiver<Status> {
         self.group.status()
     }
@@ -250,7 +276,8 @@ impl Node {
         &self.counters
     }
 
-    /// The one connection to `instance`, if it is a member other than this one.
+    /// A connection to `instance` beside the one that Raft uses, if it is a member other than this one: readers that do
+    /// not read may fill it.
     pub fn peer_channel(&self, instance: &InstanceId) -> Option<Channel> {
         if instance == self.instance_id() || self.group.peers().is_cut(instance) {
             return None;
@@ -258,7 +285,7 @@ impl Node {
         let metrics = self.group.metrics();
         let mut nodes = metrics.membership_config.membership().nodes();
         let (_, node) = nodes.find(|(_, node)| node.instance_id == instance.as_str())?;
-        Some(self.group.peers().channel(instance, &node.peer_addr))
+        Some(self.group.peers().channel(Purpose::Relay, instance, &node.peer_addr))
     }
 
     /// Takes `instance` out of the cluster.
@@ -295,7 +322,10 @@ impl Node {
             return Ok(to.clone());
         }
         if status.is_leader {
-            let to = to.map_or_else(|| self.group.best_successor(), |to| Ok(to.clone()))?;
+            let to = match to {
+                Some(to) => to.clone(),
+                None => self.group.best_successor().await?,
+            };
             self.group.transfer_here(&to, timeout).await?;
             return Ok(to);
         }
@@ -318,19 +348,22 @@ impl Node {
 }
 
 impl Running {
-    /// Waits until consensus has stopped for good, which it never does by itself except on a fault. The process should
-    /// end then: nothing here recovers.
-    pub async fn failed(&self) -> String {
+    /// Waits until this instance takes part no more, for good. The process should end then: nothing here recovers.
+    pub async fn over(&self) -> Over {
         let mut status = self.group.status();
-        match status.wait_for(|status| status.failed.is_some()).await {
-            Ok(status) => status.failed.clone().unwrap_or_default(),
-            Err(_) => "its status is not updated any more".to_owned(),
+        tokio::select! {
+            () = self.group.removed() => Over::Removed,
+            failed = status.wait_for(|status| status.failed.is_some()) => Over::Failed(match failed {
+                Ok(status) => status.failed.clone().unwrap_or_default(),
+                Err(_) => "its status is not updated any more".to_owned(),
+            }),
         }
     }
 
     /// Stops taking part, and closes the listener. The data directory stays locked until the last handle is gone.
     pub async fn stop(self) {
         self.formation.abort();
+        self.snapshots.abort();
         // Nobody may be listening any more.
         self.stop_server.send(()).ok();
         if let Err(error) = self.group.raft().shutdown().await {
@@ -354,7 +387,9 @@ fn answered(
 ) -> Result<(), MembershipError> {
     match answer {
         Err(_) => Err(MembershipError::Timeout { waited: timeout }),
-        Ok(Err(status)) => Err(MembershipError::Refused(formation::describe_failure(&status))),
+        Ok(Err(status)) if never_sent(&status) => Err(MembershipError::Refused(formation::describe_failure(&status))),
+        // The leader may have done it before it fell silent.
+        Ok(Err(_)) => Err(MembershipError::Timeout { waited: timeout }),
         Ok(Ok(response)) => {
             let response = response.into_inner();
             if response.done { Ok(()) } else { Err(MembershipError::Refused(response.refused)) }
@@ -431,7 +466,8 @@ fn raft_config(timing: &Timing, cluster: &ClusterId) -> Result<Config, StartErro
         // An old leader's heartbeats must not keep a bridge between two halves from voting (openraft #2080).
         quorum_loss_probe_interval: Some(ms(max * 3)),
         max_payload_entries: 1024,
-        snapshot_policy: SnapshotPolicy::LogsSinceLast(timing.snapshot_every),
+        // `snapshots` asks for them.
+        snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: timing.log_keep,
         replication_lag_threshold: timing.log_keep.max(timing.snapshot_every) + timing.snapshot_every,
         purge_batch_size: 1024,
@@ -454,6 +490,7 @@ fn watch_status(
     let first = Status::of(&metrics.borrow_watched(), &contact, silence);
     let (sender, receiver) = watch::channel(first);
     tokio::spawn(async move {
+        let mut standing = Standing::of(&metrics.borrow_watched(), &contact, silence);
         // Silence shows in no metric, so it is looked for as well.
         let mut tick = tokio::time::interval(silence / 4);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -462,6 +499,11 @@ fn watch_status(
                 changed = metrics.changed() => changed.is_err(),
                 _ = tick.tick() => false,
             };
+            let now = Standing::of(&metrics.borrow_watched(), &contact, silence);
+            if now == standing && !ended && !sender.is_closed() {
+                continue;
+            }
+            standing = now;
             let mut status = Status::of(&metrics.borrow_watched(), &contact, silence);
             if ended && status.failed.is_none() {
                 status.failed = Some("consensus has stopped".to_owned());
@@ -471,7 +513,7 @@ fn watch_status(
                 let leader = status.leader.as_ref().map(tracing::field::display);
                 tracing::info!(leader, term = status.term, "leader");
             }
-            if before.members.len() != status.members.len() {
+            if before.members != status.members {
                 let known: BTreeSet<_> = status
                     .members
                     .iter()
@@ -479,9 +521,7 @@ fn watch_status(
                     .collect();
                 peers.retain(&known);
             }
-            if before != status {
-                sender.send_replace(status);
-            }
+            sender.send_replace(status);
             if ended || sender.is_closed() {
                 return;
             }

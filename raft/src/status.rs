@@ -8,7 +8,7 @@ use openraft::Instant as _;
 use openraft::metrics::RaftMetrics;
 
 use crate::network::Contact;
-use crate::types::{NodeId, TypeConfig};
+use crate::types::{LogId, NodeId, TypeConfig};
 
 /// One member of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,16 +40,43 @@ pub struct Status {
     pub failed: Option<String>,
 }
 
+/// What of a [`Status`] others wait for. Openraft reports several times per commit, and mostly that indices moved: this
+/// is cheap to make and to compare each time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Standing {
+    leader_node: Option<NodeId>,
+    term: u64,
+    membership: Option<LogId>,
+    has_quorum: bool,
+    failed: bool,
+}
+
+impl Standing {
+    pub(crate) fn of(metrics: &RaftMetrics<TypeConfig>, contact: &Contact, silence: Duration) -> Self {
+        Self {
+            leader_node: metrics.current_leader,
+            term: metrics.current_term,
+            membership: *metrics.membership_config.log_id(),
+            has_quorum: has_quorum(metrics, contact, silence),
+            failed: metrics.running_state.is_err(),
+        }
+    }
+}
+
+fn has_quorum(metrics: &RaftMetrics<TypeConfig>, contact: &Contact, silence: Duration) -> bool {
+    if metrics.current_leader == Some(metrics.id) {
+        metrics.membership_config.membership().voter_ids().count() == 1
+            || metrics.last_quorum_acked.as_ref().is_some_and(|at| at.elapsed() <= silence)
+    } else {
+        metrics.current_leader.is_some() && contact.within(silence)
+    }
+}
+
 impl Status {
     pub(crate) fn of(metrics: &RaftMetrics<TypeConfig>, contact: &Contact, silence: Duration) -> Self {
         let membership = metrics.membership_config.membership();
         let voters: Vec<NodeId> = membership.voter_ids().collect();
         let is_leader = metrics.current_leader == Some(metrics.id);
-        let has_quorum = if is_leader {
-            voters.len() == 1 || metrics.last_quorum_acked.as_ref().is_some_and(|at| at.elapsed() <= silence)
-        } else {
-            metrics.current_leader.is_some() && contact.within(silence)
-        };
         let members = membership
             .nodes()
             .filter_map(|(id, node)| {
@@ -84,7 +111,7 @@ impl Status {
             committed_index: index(&metrics.local_committed),
             applied_index: index(&metrics.last_applied),
             snapshot_index: index(&metrics.snapshot),
-            has_quorum,
+            has_quorum: has_quorum(metrics, contact, silence),
             members,
             leader_node: metrics.current_leader,
             own_node: metrics.id,

@@ -148,12 +148,15 @@ pub(super) fn run(arguments: Gateway) -> Result<Exit, Failure> {
         watch_parent()?;
     }
     info!(version = env!("CARGO_PKG_VERSION"), instance_id = %instance, pid = std::process::id(), "starting");
-    let result = tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(worker_threads())
         .enable_all()
         .build()
-        .map_err(|error| Failure::new(Exit::Fatal, format!("no async runtime: {error}")))?
-        .block_on(app::run(loaded));
+        .map_err(|error| Failure::new(Exit::Fatal, format!("no async runtime: {error}")))?;
+    // As a task of a worker: whatever wakes it then costs no switch to this thread.
+    let result = runtime
+        .block_on(runtime.spawn(app::run(loaded)))
+        .map_err(|error| Failure::new(Exit::Fatal, format!("a bug in the gateway: {error}")))?;
     match result {
         Ok(()) => {
             info!("stopped");
