@@ -458,6 +458,26 @@ async fn operators_move_leadership_and_remove_an_instance() -> Result<()> {
 }
 
 #[tokio::test]
+async fn an_instance_that_is_removed_while_it_runs_ends_and_says_so() -> Result<()> {
+    run(options(), async |cluster| {
+        let leader = cluster.leader(SOON).await?;
+        let (other, removed) = ((leader + 1) % 3, (leader + 2) % 3);
+        let name = format!("node-{}", removed + 1);
+        operate(cluster, other, &["cluster", "remove", &name]).await?;
+        let process = &mut cluster.instance(removed).process;
+        let ended = process.wait_exit(SOON).await?;
+        assert_eq!(ended.code(), Some(78), "starting it again cannot help: {}", process.log_tail());
+        assert!(process.log_tail().contains("was removed from the cluster"), "{}", process.log_tail());
+        // What was given to it is taken back, once its epoch has ended.
+        let talk = session("after")?;
+        let client = &clients(cluster)[other];
+        client.chat(&say(&talk, "hello"), &key("after")?).await.ok()?;
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
 async fn an_instance_in_maintenance_ends_its_turns_and_gives_new_ones_away() -> Result<()> {
     run(options(), async |cluster| {
         let clients = clients(cluster);

@@ -201,8 +201,6 @@ pub struct Limits {
     pub max_concurrent_requests: u32,
     /// Open event streams. Default 16384; at least 1.
     pub max_streams: u32,
-    /// Events kept for one slow reader of a stream before the stream is closed with a resumable id. Default 256; at least 1.
-    pub stream_buffer_events: u32,
 }
 
 impl Default for Limits {
@@ -216,7 +214,6 @@ impl Default for Limits {
             max_connections: 20_000,
             max_concurrent_requests: 4096,
             max_streams: 16_384,
-            stream_buffer_events: 256,
         }
     }
 }

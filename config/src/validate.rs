@@ -134,7 +134,6 @@ fn gateway(config: &Config, check: &mut Check) {
     check.number("gateway.limits.maxConnections", limits.max_connections, 1..=1_000_000);
     check.number("gateway.limits.maxConcurrentRequests", limits.max_concurrent_requests, 1..=1_000_000);
     check.number("gateway.limits.maxStreams", limits.max_streams, 1..=1_000_000);
-    check.number("gateway.limits.streamBufferEvents", limits.stream_buffer_events, 1..=1_000_000);
 }
 
 fn storage(config: &Config, check: &mut Check) {

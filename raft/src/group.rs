@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::clock;
-use crate::network::{Contact, Peers, never_sent};
+use crate::network::{Contact, Peers, is_removal, never_sent};
 use crate::status::Status;
 use crate::storage::{SnapshotStore, StateReader, StateStore};
 use crate::types::{EncodedCommand, LogId, NodeId, TypeConfig, Vote};
@@ -36,9 +36,13 @@ pub(crate) struct Inner {
     pub(crate) raft: Raft<TypeConfig, StateStore>,
     pub(crate) peers: Peers,
     pub(crate) contact: Contact,
+    /// Without a word from its leader for longer, this instance has no quorum.
+    pub(crate) silence: Duration,
     pub(crate) state: StateReader,
     pub(crate) snapshots: SnapshotStore,
     pub(crate) status: watch::Receiver<Status>,
+    /// A leader said that this instance is no member any more.
+    pub(crate) removed: watch::Sender<bool>,
 }
 
 /// Why the leader's part of a request was not done here. Nothing was written.
@@ -91,8 +95,28 @@ impl Group {
         &self.0.snapshots
     }
 
+    /// Changes that others wait for.
     pub(crate) fn status(&self) -> watch::Receiver<Status> {
         self.0.status.clone()
+    }
+
+    /// Takes note of what a leader answered instead of an outcome.
+    pub(crate) fn refused(&self, status: &tonic::Status) {
+        if is_removal(status) {
+            self.0.removed.send_replace(true);
+        }
+    }
+
+    /// Ends once a leader said that this instance was removed.
+    pub(crate) async fn removed(&self) {
+        // The sender lives as long as this handle.
+        drop(self.0.removed.subscribe().wait_for(|removed| *removed).await);
+    }
+
+    pub(crate) fn status_now(&self) -> Status {
+        let status = Status::of(&self.metrics(), &self.0.contact, self.0.silence);
+        let failed = status.failed.clone().or_else(|| self.0.status.borrow().failed.clone());
+        Status { failed, ..status }
     }
 
     pub(crate) fn metrics(&self) -> openraft::metrics::RaftMetrics<TypeConfig> {
@@ -289,9 +313,13 @@ fn result(written: openraft::raft::WriteResult<TypeConfig>) -> pb::ProposeResult
                 outcome: response.response.0,
             })),
         },
-        // Both mean that it is not in the log: it was never put there, or a new leader overwrote it.
-        Err(ClientWriteError::ForwardToLeader(forward) | ClientWriteError::LogEntryDiscarded(forward)) => {
+        // It was never put into the log.
+        Err(ClientWriteError::ForwardToLeader(forward)) => {
             failure(false, format!("not the leader ({:?})", forward.reason), forward.leader_id)
+        }
+        // It is in this log no more; another may hold it yet, and commit it, or did before a snapshot took its place.
+        Err(ClientWriteError::LogEntryDiscarded(forward)) => {
+            failure(true, "another leader has taken over".to_owned(), forward.leader_id)
         }
         Err(error @ (ClientWriteError::ChangeMembershipError(_) | ClientWriteError::PreconditionFailed(_))) => {
             failure(false, error.to_string(), None)
@@ -304,6 +332,17 @@ mod tests {
     use super::*;
     use openclaw_proto::state::Command;
     use prost::Message;
+
+    #[test]
+    fn an_entry_that_another_leader_discarded_may_have_been_committed_by_a_third() {
+        let unknown = |error| match result(Err(error)).result {
+            Some(pb::propose_result::Result::Failure(failure)) => failure.effect_unknown,
+            other @ (Some(pb::propose_result::Result::Committed(_)) | None) => panic!("{other:?}"),
+        };
+        let forward = || openraft::errors::ForwardToLeader::<TypeConfig>::empty();
+        assert!(!unknown(ClientWriteError::ForwardToLeader(forward())));
+        assert!(unknown(ClientWriteError::LogEntryDiscarded(forward())));
+    }
 
     #[test]
     fn the_leaders_time_is_the_one_that_counts() {

@@ -28,7 +28,7 @@ mod wire;
 pub use formation::{Formation, FormationError};
 pub use membership::MembershipError;
 pub use network::Links;
-pub use node::{Node, Options, Running, Security, StartError, Timing};
+pub use node::{Node, Options, Over, Running, Security, StartError, Timing};
 pub use propose::{Committed, ProposeError};
 pub use read::{ReadError, View};
 pub use state_machine::{Event, TableError};

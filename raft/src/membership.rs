@@ -8,6 +8,7 @@ use openclaw_proto::raft as pb;
 use openraft::ChangeMembers;
 use openraft::Instant as _;
 use openraft::errors::{ClientWriteError, RaftError};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::group::Group;
@@ -16,6 +17,8 @@ use crate::wire;
 
 /// A member that answered within this time is alive.
 const ALIVE: Duration = Duration::from_secs(2);
+/// One that is asked and does not answer within this time is not there, or too slow to lead.
+const ANSWERS: Duration = Duration::from_millis(250);
 
 /// Why the membership or the leader did not change.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -28,6 +31,8 @@ pub enum MembershipError {
     LastVoter(InstanceId),
     #[error("there is no other voter that could lead")]
     NobodyElse,
+    #[error("{0} does not answer, and so cannot lead")]
+    NoAnswer(InstanceId),
     #[error("no leader is known, so nothing can change now")]
     NoLeader,
     #[error("not done within {waited:?}; it may still happen")]
@@ -157,12 +162,28 @@ impl Group {
             if Instant::now() >= deadline {
                 return Err(MembershipError::Timeout { waited: timeout });
             }
+            if self.metrics().current_leader == Some(self.own_node()) && !self.answers(id).await {
+                return Err(MembershipError::NoAnswer(to.clone()));
+            }
         }
         Ok(())
     }
 
-    /// The voter, other than the leader, whose log reaches furthest.
-    pub(crate) fn best_successor(&self) -> Result<InstanceId, MembershipError> {
+    /// Whether the process of `id` is there.
+    async fn answers(&self, id: NodeId) -> bool {
+        let Some((instance, addr)) = self.address_of(id) else { return false };
+        if self.peers().is_cut(&instance) {
+            return false;
+        }
+        let mut client = self.peers().client(&instance, &addr);
+        let question =
+            pb::DescribeRequest { cluster_id: self.cluster_id().as_str().to_owned(), ..pb::DescribeRequest::default() };
+        matches!(tokio::time::timeout(ANSWERS, client.describe(question)).await, Ok(Ok(_)))
+    }
+
+    /// The voter, other than the leader, whose log reaches furthest, of those that answer: one that is stopping too would
+    /// be waited for in vain.
+    pub(crate) async fn best_successor(&self) -> Result<InstanceId, MembershipError> {
         let metrics = self.metrics();
         let membership = metrics.membership_config.membership();
         let matched = |id: &NodeId| {
@@ -172,7 +193,16 @@ impl Group {
                 .and_then(|known| known.get(id))
                 .and_then(|log_id| log_id.as_ref().map(|id| id.index))
         };
-        let voters = membership.voter_ids().filter(|id| Some(*id) != metrics.current_leader);
+        let mut answering = BTreeSet::new();
+        let mut asking = JoinSet::new();
+        for id in membership.voter_ids().filter(|id| Some(*id) != metrics.current_leader) {
+            let group = self.clone();
+            asking.spawn(async move { group.answers(id).await.then_some(id) });
+        }
+        while let Some(asked) = asking.join_next().await {
+            answering.extend(asked.ok().flatten());
+        }
+        let voters = answering.into_iter();
         let best = voters.max_by_key(matched).ok_or(MembershipError::NobodyElse)?;
         let node = membership.get_node(&best).ok_or(MembershipError::NobodyElse)?;
         InstanceId::parse(node.instance_id.as_str()).map_err(|error| MembershipError::Refused(error.to_string()))

@@ -245,7 +245,10 @@ async fn propose_there(group: &Group, leader: u64, commands: Vec<Bytes>, timeout
             results.resize_with(count, || pb::ProposeResult { result: None });
             results
         }
-        Ok(Err(status)) => all(!never_sent(&status), format!("{instance} at {addr}: {}", status.message())),
+        Ok(Err(status)) => {
+            group.refused(&status);
+            all(!never_sent(&status), format!("{instance} at {addr}: {}", status.message()))
+        }
         Err(_) => all(true, format!("{instance} at {addr} did not answer")),
     }
 }

@@ -223,6 +223,9 @@ async fn read_index_there(group: &Group, leader: u64, timeout: Duration) -> Resu
     let answer = tokio::time::timeout(timeout, client.read_index(request))
         .await
         .map_err(|_| format!("{instance} at {addr} did not answer"))?
-        .map_err(|status| format!("{instance} at {addr}: {}", status.message()))?;
+        .map_err(|status| {
+            group.refused(&status);
+            format!("{instance} at {addr}: {}", status.message())
+        })?;
     answer.into_inner().log_id.map(|id| id.index).ok_or_else(|| format!("{instance} answered without a log id"))
 }

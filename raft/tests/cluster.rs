@@ -10,7 +10,8 @@ use bytes::Bytes;
 use openclaw_proto::ids::{InstanceId, SeqNum, SessionKey};
 use openclaw_proto::state::{AppendEntry, InboxKey, Role, command, outcome};
 use openclaw_raft::{
-    Formation, Links, Node, OpenError, Options, ProposeError, Running, Security, StartError, Status, Timing,
+    Formation, Links, MembershipError, Node, OpenError, Options, Over, ProposeError, Running, Security, StartError,
+    Status, Timing,
 };
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -149,9 +150,12 @@ impl Cluster {
 
     /// Waits until `check` holds on the instance `at`.
     async fn until(&self, at: usize, what: &str, check: impl Fn(&Status) -> bool) {
-        let mut status = self.node(at).watch_status();
-        let met = timeout(PATIENCE, status.wait_for(|status| check(status))).await;
-        assert!(matches!(met, Ok(Ok(_))), "{what}: {:?}", self.node(at).status());
+        // Indices move without a word to those who watch.
+        let started = Instant::now();
+        while !check(&self.node(at).status()) {
+            assert!(started.elapsed() < PATIENCE, "{what}: {:?}", self.node(at).status());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// Waits until all running instances agree on a leader that has a quorum, and says which it is.
@@ -337,8 +341,28 @@ async fn a_cluster_of_one_grows_and_shrinks() {
     let gone = cluster.members[leader].id.clone();
     cluster.node((leader + 2) % 3).remove(&gone, CALL).await.unwrap();
     cluster.until((leader + 1) % 3, "two voters", |status| status.voter_count() == 2).await;
+    // The one that was taken out still runs, and is told.
+    let (node, running) = cluster.members[leader].running.as_ref().unwrap();
+    let late = node.propose(append("s", "late", "late"), Duration::from_secs(1)).await;
+    assert!(matches!(late, Err(ProposeError::NoQuorum { .. })), "{late:?}");
+    assert_eq!(timeout(PATIENCE, running.over()).await.unwrap(), Over::Removed);
     cluster.stop(leader).await;
     cluster.append((leader + 1) % 3, "s", "c", "two").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leadership_is_offered_only_to_those_who_answer() {
+    let mut cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    cluster.stop((leader + 1) % 3).await;
+    let to = cluster.node(leader).transfer_leader(None, CALL).await.unwrap();
+    assert_eq!(to, cluster.members[(leader + 2) % 3].id);
+    let leader = cluster.leader().await;
+    cluster.stop((leader + 1) % 3).await;
+    let began = Instant::now();
+    let nobody = cluster.node(leader).transfer_leader(None, CALL).await;
+    assert_eq!(nobody, Err(MembershipError::NobodyElse));
+    assert!(began.elapsed() < CALL / 2, "the last one does not wait for those who left");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,7 +15,7 @@ use super::error::ApiError;
 use super::extract::{Json, Params, inbox_key, single};
 use super::{limits, sse};
 use crate::models::ModelRef;
-use crate::sessions::follow::{Ended, usage};
+use crate::sessions::follow::{Ended, FollowError, Follower, usage};
 use crate::sessions::router::{Address, Route, route};
 use crate::store::{Accepted, Committed, Consistency};
 
@@ -114,6 +114,26 @@ fn incoming(body: &ChatRequest) -> Incoming<'_> {
     }
 }
 
+/// A reader of the turn that was just accepted.
+///
+/// # Errors
+/// `effect_unknown` when this instance cannot read it yet.
+pub(super) async fn follow(gateway: &Gateway, begun: &Begun) -> Result<Follower, ApiError> {
+    let follower = gateway.parts().follow.open(&begun.turn, None, Consistency::AtLeast(begun.index)).await;
+    follower.map_err(|error| after_accept(&begun.turn, error))
+}
+
+/// Why there is no answer to a message that is committed, and will be answered: no code may deny that.
+fn after_accept(turn: &TurnId, error: FollowError) -> ApiError {
+    match error {
+        FollowError::NotFound => error.into(),
+        FollowError::Stopping | FollowError::Read(_) => {
+            let message = format!("turn {turn} was accepted, but its answer cannot be waited for here: {error}");
+            ApiError::new(ErrorCode::EffectUnknown, message)
+        }
+    }
+}
+
 /// Waits for a turn's end as long as a chat request may take.
 ///
 /// # Errors
@@ -124,7 +144,8 @@ pub(super) async fn wait(gateway: &Gateway, begun: &Begun, until: Instant) -> Re
         let waited = gateway.limits().chat_request;
         let message = format!("turn {} was accepted, but has not ended within {waited:?}", begun.turn);
         ApiError::new(ErrorCode::EffectUnknown, message)
-    })??;
+    })?;
+    let ended = ended.map_err(|error| after_accept(&begun.turn, error))?;
     match ended {
         Ended::Replied { turn, reply } => Ok(ChatResponse {
             turn_id: turn.id,
@@ -184,7 +205,7 @@ pub(super) async fn stream(
 ) -> Result<Response, ApiError> {
     let place = limits::stream(&gateway)?;
     let begun = accept(&gateway, &headers, incoming(&body)).await?;
-    let follower = gateway.parts().follow.open(&begun.turn, None, Consistency::AtLeast(begun.index)).await?;
+    let follower = follow(&gateway, &begun).await?;
     Ok(with_index(sse::respond(&gateway, place, sse::TurnFrames::new(follower)), begun.index))
 }
 

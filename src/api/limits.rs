@@ -4,18 +4,28 @@ use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use openclaw_proto::http::ErrorCode;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, SemaphorePermit};
 
 use super::Gateway;
 use super::error::ApiError;
 
 /// Middleware of requests that are answered at once; it holds a place until the answer is made.
 pub(super) async fn requests(State(gateway): State<Gateway>, request: Request, next: Next) -> Response {
-    let Ok(_place) = gateway.inner.requests.try_acquire() else {
+    match self::request(&gateway) {
+        Ok(_place) => next.run(request).await,
+        Err(error) => error.into_response(),
+    }
+}
+
+/// A place for one request.
+///
+/// # Errors
+/// `busy` when there are as many as allowed.
+pub(super) fn request(gateway: &Gateway) -> Result<SemaphorePermit<'_>, ApiError> {
+    gateway.inner.requests.try_acquire().map_err(|_| {
         let limit = gateway.limits().max_concurrent_requests;
-        return busy(&format!("{limit} requests are under way already")).into_response();
-    };
-    next.run(request).await
+        busy(&format!("{limit} requests are under way already"))
+    })
 }
 
 /// A place for a stream, which its body holds as long as it is read.

@@ -25,7 +25,7 @@ use openclaw_proto::ids::{AgentId, TurnId};
 use serde::Serialize;
 use tokio::time::{Instant, timeout_at};
 
-use super::chat::{Incoming, accept, check_model, wait, with_index};
+use super::chat::{Incoming, accept, check_model, follow, wait, with_index};
 use super::error::{ApiError, OpenAiErrorBody, openai_error};
 use super::extract::{Json, Name, single};
 use super::{Gateway, limits, sse};
@@ -34,7 +34,6 @@ use crate::models::{AttemptEvent, ChainError, ModelRef, Prompt, PromptMessage, R
 use crate::sessions::follow::Follower;
 use crate::sessions::router::{Address, MAIN_AGENT};
 use crate::sessions::runner;
-use crate::store::Consistency;
 
 const SESSION_KEY: &str = "x-openclaw-session-key";
 const AGENT_ID: &str = "x-openclaw-agent-id";
@@ -69,6 +68,11 @@ fn target(gateway: &Gateway, headers: &HeaderMap, model: &str) -> Result<Target,
     Ok(Target { agent_id, model })
 }
 
+/// Whether a model name says which agent, and not just that it is one.
+fn names_agent(model: &str) -> bool {
+    !matches!(model, "openclaw" | "openclaw/default" | "openclaw:default") && agent_name(model).is_some()
+}
+
 /// The agent that a model name stands for, in each of upstream's spellings.
 fn agent_name(model: &str) -> Option<&str> {
     match model {
@@ -94,6 +98,9 @@ pub(super) async fn completions(
     Json(body): Json<ChatCompletionRequest>,
 ) -> Result<Response, ApiError> {
     let until = Instant::now() + gateway.limits().chat_request;
+    if let Some(n) = body.n.filter(|n| *n != 1) {
+        return Err(ApiError::invalid(format!("n is {n}; a request has one answer")));
+    }
     let target = target(&gateway, &headers, &body.model)?;
     let session_key = single(&headers, SESSION_KEY)?;
     let include_usage = body.stream_options.as_ref().is_some_and(|options| options.include_usage);
@@ -101,20 +108,19 @@ pub(super) async fn completions(
     if session_key.is_some() || user.is_some() {
         let message = last_user_text(&body.messages)?;
         let model = target.model.as_ref().map(ModelRef::to_string);
-        // A session key that names its agent needs no other.
-        let agent_id = session_key.is_none().then_some(target.agent_id.as_str());
-        let incoming = Incoming {
-            address: Address { session_key, agent_id: agent_id.or(single(&headers, AGENT_ID)?), user },
-            message: &message,
-            model: model.as_deref(),
-        };
+        // A session key may name its agent, and needs no other; one that the request names too must be the same.
+        let named = single(&headers, AGENT_ID)?.is_some() || names_agent(&body.model);
+        let agent_id = (session_key.is_none() || named).then_some(target.agent_id.as_str());
+        let incoming =
+            Incoming { address: Address { session_key, agent_id, user }, message: &message, model: model.as_deref() };
         return if body.stream {
             let place = limits::stream(&gateway)?;
             let begun = accept(&gateway, &headers, incoming).await?;
-            let follower = gateway.parts().follow.open(&begun.turn, None, Consistency::AtLeast(begun.index)).await?;
+            let follower = follow(&gateway, &begun).await?;
             let chunks = Chunks::new(turn_completion_id(&begun.turn), body.model, include_usage);
             Ok(with_index(sse::respond(&gateway, place, TurnFrames::new(follower, chunks)), begun.index))
         } else {
+            let _place = limits::request(&gateway)?;
             let begun = accept(&gateway, &headers, incoming).await?;
             let answer = wait(&gateway, &begun, until).await?;
             let id = turn_completion_id(&begun.turn);
@@ -165,11 +171,7 @@ async fn stateless(
         frames.first = timeout_at(until, first(&mut frames.events)).await.map_err(|_| too_late(gateway))??;
         return Ok(sse::respond(gateway, place, frames));
     }
-    let _place = gateway
-        .inner
-        .requests
-        .try_acquire()
-        .map_err(|_| ApiError::new(ErrorCode::Busy, "as many requests as allowed are under way already"))?;
+    let _place = limits::request(gateway)?;
     let answer = async {
         let (mut events, mut text) = (events, String::new());
         while let Some(event) = events.next().await {
@@ -388,6 +390,11 @@ impl sse::Frames for ModelFrames {
             });
         }
     }
+
+    fn late(&mut self) -> Option<Bytes> {
+        let message = "the model goes on, but this stream has lasted as long as a request may";
+        (!self.chunks.over).then(|| self.chunks.error(&ApiError::new(ErrorCode::Timeout, message)))
+    }
 }
 
 /// A turn as it is read.
@@ -409,6 +416,11 @@ impl Sent {
         if !self.text.is_empty() {
             self.again = Some(String::new());
         }
+    }
+
+    /// Whether the client has exactly this text.
+    fn is(&self, text: &str) -> bool {
+        self.again.is_none() && self.text == text
     }
 
     /// What to send of this delta; `None` if it contradicts what was sent.
@@ -433,6 +445,11 @@ impl TurnFrames {
         Self { follower, chunks, sent: Sent::default() }
     }
 
+    fn other_answer(&mut self) -> Bytes {
+        let message = "the turn was started again on another instance and its answer is another; ask for it again";
+        self.chunks.error(&ApiError::new(ErrorCode::TurnAbandoned, message))
+    }
+
     fn event(&mut self, event: StreamEvent) -> Option<Bytes> {
         match event {
             StreamEvent::Start { .. } | StreamEvent::Tool { .. } => None,
@@ -443,12 +460,10 @@ impl TurnFrames {
             StreamEvent::Delta { text } => match self.sent.delta(text) {
                 Some(text) if text.is_empty() => None,
                 Some(text) => Some(self.chunks.text(text)),
-                None => {
-                    let message =
-                        "the turn was started again on another instance and its answer is another; ask for it again";
-                    Some(self.chunks.error(&ApiError::new(ErrorCode::TurnAbandoned, message)))
-                }
+                None => Some(self.other_answer()),
             },
+            // The other attempt's answer ended before it had repeated what the client has.
+            StreamEvent::Done { text, .. } if !self.sent.is(&text) => Some(self.other_answer()),
             StreamEvent::Done { usage, .. } => Some(self.chunks.done("stop", usage)),
             StreamEvent::Error { code, message } => Some(self.chunks.error(&ApiError::new(code, message))),
         }
@@ -467,6 +482,11 @@ impl sse::Frames for TurnFrames {
             }
         }
         None
+    }
+
+    fn late(&mut self) -> Option<Bytes> {
+        let message = "the turn goes on, but this stream has lasted as long as a request may; ask for its session";
+        (!self.chunks.over).then(|| self.chunks.error(&ApiError::new(ErrorCode::EffectUnknown, message)))
     }
 }
 
@@ -514,6 +534,18 @@ mod tests {
         assert_eq!(sent.delta("d".into()).as_deref(), Some("d"));
         sent.restart();
         assert_eq!(sent.delta("abX".into()), None);
+    }
+
+    #[test]
+    fn another_attempt_that_ends_sooner_is_another_answer() {
+        let mut sent = Sent::default();
+        sent.delta("Hello world, how".into());
+        assert!(sent.is("Hello world, how"));
+        sent.restart();
+        assert_eq!(sent.delta("Hello world".into()).as_deref(), Some(""));
+        assert!(!sent.is("Hello world"), "the client has more than was committed");
+        assert_eq!(sent.delta(", how are".into()).as_deref(), Some(" are"));
+        assert!(sent.is("Hello world, how are"));
     }
 
     #[test]

@@ -32,6 +32,11 @@ const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering")
 pub(super) trait Frames: Send + 'static {
     /// The next bytes; `None` ends the stream. It may be dropped at any await and called again.
     fn next(&mut self) -> impl Future<Output = Option<Bytes>> + Send;
+
+    /// The last bytes of a stream whose time is over. None where events have ids, from which a client continues.
+    fn late(&mut self) -> Option<Bytes> {
+        None
+    }
 }
 
 /// A response that streams `frames` until they end, or until the longest life of a stream is over: then the client
@@ -40,6 +45,7 @@ pub(super) fn respond(gateway: &Gateway, place: OwnedSemaphorePermit, frames: im
     let state = State {
         frames,
         until: Instant::now() + gateway.limits().chat_request,
+        late: false,
         _counted: Counted::new(gateway.metrics().http_streams.clone()),
         _place: place,
     };
@@ -50,8 +56,15 @@ pub(super) fn respond(gateway: &Gateway, place: OwnedSemaphorePermit, frames: im
                 Err(_) => Some(KEEP_ALIVE_COMMENT),
             }
         };
-        let frame = timeout_at(state.until, next).await.ok().flatten()?;
-        Some((Ok::<_, Infallible>(frame), state))
+        let frame = match timeout_at(state.until, next).await {
+            Ok(frame) => frame,
+            Err(_) if state.late => None,
+            Err(_) => {
+                state.late = true;
+                state.frames.late()
+            }
+        };
+        Some((Ok::<_, Infallible>(frame?), state))
     });
     let mut response = Response::new(Body::from_stream(body));
     let headers = response.headers_mut();
@@ -64,6 +77,8 @@ pub(super) fn respond(gateway: &Gateway, place: OwnedSemaphorePermit, frames: im
 struct State<F> {
     frames: F,
     until: Instant,
+    /// The last bytes were given.
+    late: bool,
     _counted: Counted,
     _place: OwnedSemaphorePermit,
 }

@@ -716,7 +716,8 @@ async fn turns_can_be_cancelled_and_fail_with_words() {
     assert_eq!(again.status(), StatusCode::OK);
 
     let failed = instance.post("/api/v1/chat", json!({"message": "x", "model": "paced/broken"})).await;
-    assert_eq!(failed.status(), StatusCode::BAD_REQUEST);
+    // Not a 400, which would say that nothing was done: the message is part of the session.
+    assert_eq!(failed.status(), StatusCode::BAD_GATEWAY);
     assert!(body(failed).await["error"]["message"].as_str().unwrap().contains("no such luck"));
     let events =
         SseClient::new(instance.post("/api/v1/chat/stream", json!({"message": "x", "model": "paced/broken"})).await);
@@ -909,10 +910,20 @@ async fn openai_clients_with_a_user_have_a_session() {
     assert_eq!((&session["headSeq"], &session["agentId"]), (&json!(4), &json!("ops")));
     let mut streamed = request("three");
     streamed["stream"] = json!(true);
-    let response =
-        instance.post_with("/v1/chat/completions", streamed, &[("x-openclaw-session-key", "agent:main:x")]).await;
+    let in_session = |request: &Value, key: &'static str| {
+        let request = request.clone();
+        let instance = &instance;
+        async move { instance.post_with("/v1/chat/completions", request, &[("x-openclaw-session-key", key)]).await }
+    };
+    let response = in_session(&streamed, "agent:ops:x").await;
     assert_eq!(content(&chunks(response).await), model.text());
-    assert_eq!(instance.json("/api/v1/sessions/agent:main:x").await["headSeq"], 2);
+    assert_eq!(instance.json("/api/v1/sessions/agent:ops:x").await["headSeq"], 2);
+    // The model names the agent of a session that does not, and contradicts one that does.
+    assert_eq!(in_session(&request("four"), "plain").await.status(), StatusCode::OK);
+    assert_eq!(instance.json("/api/v1/sessions/plain").await["agentId"], "ops");
+    assert_eq!(in_session(&request("five"), "agent:main:x").await.status(), StatusCode::BAD_REQUEST);
+    streamed["model"] = json!("openclaw");
+    assert_eq!(content(&chunks(in_session(&streamed, "agent:main:x").await).await), model.text());
 }
 
 #[tokio::test]
@@ -947,6 +958,8 @@ async fn malformed_requests_have_their_documented_answers() {
     let post = Method::POST;
     // Bodies.
     let bodies: Vec<(&str, &str, u16)> = vec![
+        (completions, r#"{"model":"openclaw","n":2,"messages":[{"role":"user","content":"x"}]}"#, 400),
+        (completions, r#"{"model":"openclaw","n":0,"messages":[{"role":"user","content":"x"}]}"#, 400),
         (chat, "", 400),
         (chat, "{", 400),
         (chat, "null", 400),

@@ -15,7 +15,9 @@ use openclaw_config::storage::Backend;
 use openclaw_config::{Config, Loaded};
 use openclaw_proto::ids::InstanceId;
 use openclaw_raft::network::security::TlsFiles;
-use openclaw_raft::{Formation, Links, Node, OpenError, Options, Running, Security, StartError, Timing};
+use openclaw_raft::{
+    Formation, FormationError, Links, Node, OpenError, Options, Over, Running, Security, StartError, Timing,
+};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -209,10 +211,15 @@ impl App {
         tokio::select! {
             _ = terminate.recv() => tracing::info!("asked to stop (SIGTERM)"),
             _ = interrupt.recv() => tracing::info!("asked to stop (SIGINT)"),
-            reason = self.running.failed() => {
+            over = self.running.over() => return Err(match over {
                 // Nothing here recovers a core that stopped; whoever supervises this process starts it again.
-                return Err(Stopped::Fatal(format!("consensus has stopped: {reason}")));
-            }
+                Over::Failed(reason) => Stopped::Fatal(format!("consensus has stopped: {reason}")),
+                Over::Removed => Stopped::Config(
+                    "this instance was removed from the cluster; to use it again, move its data directory away and start \
+                     it with --join"
+                        .to_owned(),
+                ),
+            }),
             Some(ended) = self.workers.join_next() => {
                 return Err(Stopped::Fatal(format!("a task that never ends has ended: {ended:?}")));
             }
@@ -304,6 +311,8 @@ async fn start_node(
                 | OpenError::Damaged { .. },
             )
             | StartError::Storage { .. } => Stopped::Storage(text),
+            // Those to be joined may only be starting.
+            StartError::Formation(FormationError::NobodyToJoin { .. }) => Stopped::Fatal(text),
             StartError::Formation(_) | StartError::Security(_) | StartError::Settings(_) => Stopped::Config(text),
             StartError::Fatal(_) => Stopped::Fatal(text),
         }

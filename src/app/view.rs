@@ -48,6 +48,7 @@ fn refused(error: MembershipError) -> ClusterError {
         MembershipError::NotAVoter(_)
         | MembershipError::LastVoter(_)
         | MembershipError::NobodyElse
+        | MembershipError::NoAnswer(_)
         | MembershipError::Refused(_) => ErrorCode::Conflict,
         MembershipError::NoLeader => ErrorCode::NoQuorum,
         MembershipError::Timeout { .. } => ErrorCode::EffectUnknown,

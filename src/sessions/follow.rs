@@ -101,6 +101,9 @@ impl Default for Options {
 pub enum FollowError {
     #[error("no such turn")]
     NotFound,
+    /// The turn goes on without this instance.
+    #[error("this instance is stopping before the turn has ended")]
+    Stopping,
     #[error(transparent)]
     Read(#[from] ReadError),
 }
@@ -109,6 +112,7 @@ impl FollowError {
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::NotFound => ErrorCode::NotFound,
+            Self::Stopping => ErrorCode::EffectUnknown,
             Self::Read(error) => error.code(),
         }
     }
@@ -169,10 +173,11 @@ impl Follow {
     ) -> Result<Follower, FollowError> {
         // Watched first: no event between the read and the watching is missed.
         let watch = self.inner.hub.watch(turn);
+        let version = watch.row_version();
         let row = self.inner.row(turn, consistency).await?.ok_or(FollowError::NotFound)?;
         let mut follower = Follower {
             follow: self.inner.clone(),
-            version: watch.row_version(),
+            version,
             watch,
             attempt: after.as_ref().map_or(row.attempt, |position| position.attempt),
             n: after.as_ref().map_or(0, |position| position.n),
@@ -198,10 +203,12 @@ impl Follow {
     /// Waits for the turn's end.
     ///
     /// # Errors
-    /// [`FollowError::NotFound`] for a turn that was never accepted, or is gone with its session.
+    /// [`FollowError::NotFound`] for a turn that was never accepted, or is gone with its session;
+    /// [`FollowError::Stopping`] once this instance cannot wait any longer.
     pub async fn ended(&self, turn: &TurnId, consistency: Consistency) -> Result<Ended, FollowError> {
         let watch = self.inner.hub.watch(turn);
         let mut row = self.inner.row(turn, consistency).await?.ok_or(FollowError::NotFound)?;
+        let mut stopping = false;
         loop {
             let (version, seen) = watch.row();
             if let Some(seen) = seen
@@ -216,10 +223,16 @@ impl Follow {
                 }
                 TurnState::Failed => return Ok(Ended::Failed(row)),
                 TurnState::Cancelled => return Ok(Ended::Cancelled(row)),
+                TurnState::Queued | TurnState::Running | TurnState::Unspecified if stopping => {
+                    return Err(FollowError::Stopping);
+                }
                 TurnState::Queued | TurnState::Running | TurnState::Unspecified => {}
             }
             // Either way the state here is the newest that can be had; an event may have been missed.
-            timeout(self.inner.options.recheck, watch.row_changed(version)).await.ok();
+            tokio::select! {
+                _ = timeout(self.inner.options.recheck, watch.row_changed(version)) => {}
+                () = self.inner.stopping.cancelled() => stopping = true,
+            }
             row = self.inner.row(turn, Consistency::Stale).await?.ok_or(FollowError::NotFound)?;
         }
     }

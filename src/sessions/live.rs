@@ -183,8 +183,10 @@ impl Hub {
             }
             let Some((_, turn, slot, bytes)) = slots.ended.pop_front() else { return };
             slots.ended_bytes -= bytes;
-            // A later attempt may have taken the turn's place.
-            if slots.by_turn.get(&turn).is_some_and(|present| Arc::ptr_eq(present, &slot)) && slot.is_over() {
+            // A later attempt may have taken the turn's place; and readers, who wait for its end to be committed, drop it
+            // themselves. Otherwise the map and this function hold it.
+            let idle = Arc::strong_count(&slot) == 2 && slot.is_over();
+            if idle && slots.by_turn.get(&turn).is_some_and(|present| Arc::ptr_eq(present, &slot)) {
                 slots.by_turn.remove(&turn);
             }
         }
@@ -268,7 +270,8 @@ impl Drop for Publisher {
         {
             let mut slots = self.hub.inner.slots.lock();
             slots.ended_bytes += bytes;
-            slots.ended.push_back((Instant::now(), self.turn.clone(), self.slot.clone(), bytes));
+            let slot = std::mem::take(&mut self.slot);
+            slots.ended.push_back((Instant::now(), self.turn.clone(), slot, bytes));
         }
         self.hub.expire();
     }
@@ -351,13 +354,16 @@ impl Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         let mut slots = self.hub.inner.slots.lock();
+        // Given up while the map is locked: of two readers that leave at once, the second sees that it is the last.
+        let slot = std::mem::take(&mut self.slot);
         let unused = slots.by_turn.get(&self.turn).is_some_and(|present| {
             // This reader and the map hold it; any more are other readers, a publisher or the list of ended turns.
-            Arc::ptr_eq(present, &self.slot) && Arc::strong_count(present) == 2
+            Arc::ptr_eq(present, &slot) && Arc::strong_count(present) == 2
         });
         if unused {
             slots.by_turn.remove(&self.turn);
         }
+        drop(slot);
     }
 }
 
@@ -459,6 +465,38 @@ mod tests {
         drop(hub.begin(&turn, 1));
         hub.expire();
         assert!(hub.is_empty());
+    }
+
+    #[test]
+    fn readers_of_an_ended_text_are_still_told_what_becomes_of_the_turn() {
+        let (hub, turn) = hub(Limits { linger: Duration::ZERO, ..Limits::default() });
+        let watch = hub.watch(&turn);
+        drop(hub.begin(&turn, 1));
+        hub.expire();
+        let row = Turn { fencing_token: 5, state: 3, ..Turn::default() };
+        hub.observe(&turn, &row);
+        assert_eq!(watch.row().1, Some(row));
+        drop(watch);
+        assert!(hub.is_empty());
+    }
+
+    #[test]
+    fn two_readers_that_leave_at_once_leave_nothing() {
+        for _ in 0..500 {
+            let (hub, turn) = hub(Limits::default());
+            let together = std::sync::Barrier::new(2);
+            let watches = [hub.watch(&turn), hub.watch(&turn)];
+            std::thread::scope(|scope| {
+                for watch in watches {
+                    let together = &together;
+                    scope.spawn(move || {
+                        together.wait();
+                        drop(watch);
+                    });
+                }
+            });
+            assert!(hub.is_empty());
+        }
     }
 
     #[test]

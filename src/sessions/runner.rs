@@ -399,7 +399,7 @@ impl Task {
         let command = Fail {
             turn_id: self.turn.id.clone(),
             fencing_token: self.turn.fencing_token,
-            error_code: code.as_str().to_owned(),
+            error_code: stored_code(code).as_str().to_owned(),
             error_message: message,
         };
         let store = &self.shared.store;
@@ -489,5 +489,29 @@ impl<'a> Gauge<'a> {
 impl Drop for Gauge<'_> {
     fn drop(&mut self) {
         self.0.dec();
+    }
+}
+
+/// What a turn fails with. Whoever asks learns the code as that of the request, whose message is committed by now: codes
+/// that promise the contrary are not for turns.
+fn stored_code(code: ErrorCode) -> ErrorCode {
+    match code {
+        ErrorCode::Cancelled | ErrorCode::TurnAbandoned | ErrorCode::Internal => code,
+        ErrorCode::InvalidRequest
+        | ErrorCode::Unauthorized
+        | ErrorCode::ForbiddenOrigin
+        | ErrorCode::NotFound
+        | ErrorCode::MethodNotAllowed
+        | ErrorCode::PreconditionFailed
+        | ErrorCode::IdempotencyKeyReused
+        | ErrorCode::Conflict
+        | ErrorCode::TooLarge
+        | ErrorCode::UnsupportedMediaType
+        | ErrorCode::Busy
+        | ErrorCode::NoQuorum
+        | ErrorCode::Draining
+        | ErrorCode::EffectUnknown
+        | ErrorCode::Timeout
+        | ErrorCode::ModelFailed => ErrorCode::ModelFailed,
     }
 }

@@ -13,5 +13,5 @@ mod service;
 pub(crate) use client::NetworkFactory;
 pub(crate) use contact::Contact;
 pub use peers::Links;
-pub(crate) use peers::{Peers, never_sent};
-pub(crate) use service::{Groups, Service};
+pub(crate) use peers::{Peers, Purpose, never_sent};
+pub(crate) use service::{Groups, Service, is_removal};

@@ -44,6 +44,15 @@ impl Links {
     }
 }
 
+/// What a connection is for. HTTP/2 gives all calls on a connection one window, so what may be read slowly has its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Purpose {
+    /// Consensus, and all that is answered at once.
+    Raft,
+    /// Streams, as fast as their readers.
+    Relay,
+}
+
 /// The other instances, and how to call them. Clones share the connections.
 #[derive(Clone, Debug)]
 pub(crate) struct Peers(Arc<Inner>);
@@ -55,7 +64,7 @@ struct Inner {
     own_id: InstanceId,
     security: PeerSecurity,
     links: Links,
-    channels: Mutex<BTreeMap<(InstanceId, String), Channel>>,
+    channels: Mutex<BTreeMap<(Purpose, InstanceId, String), Channel>>,
 }
 
 impl Peers {
@@ -95,22 +104,22 @@ impl Peers {
         }
     }
 
-    /// The connection to `peer` at `addr`, made when it is first used and again whenever it broke.
-    pub(crate) fn channel(&self, peer: &InstanceId, addr: &str) -> Channel {
+    /// A connection to `peer` at `addr`, made when it is first used and again whenever it broke.
+    pub(crate) fn channel(&self, purpose: Purpose, peer: &InstanceId, addr: &str) -> Channel {
         let mut channels = self.0.channels.lock();
         channels
-            .entry((peer.clone(), addr.to_owned()))
+            .entry((purpose, peer.clone(), addr.to_owned()))
             .or_insert_with(|| dial_lazily(&self.0.security, addr, Some(peer.clone())))
             .clone()
     }
 
     pub(crate) fn client(&self, peer: &InstanceId, addr: &str) -> RaftClient<Channel> {
-        raft_client(self.channel(peer, addr))
+        raft_client(self.channel(Purpose::Raft, peer, addr))
     }
 
     /// Forgets connections to peers that are no longer members.
     pub(crate) fn retain(&self, members: &BTreeSet<(InstanceId, String)>) {
-        self.0.channels.lock().retain(|key, _| members.contains(key));
+        self.0.channels.lock().retain(|(_, peer, addr), _| members.contains(&(peer.clone(), addr.clone())));
     }
 }
 

@@ -26,6 +26,14 @@ const MAX_COMMANDS: usize = 4096;
 /// Longest deadline that a peer may ask for.
 const MAX_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// What an instance is told that runs on after it was taken out.
+const REMOVED: &str = "this instance was removed from the cluster";
+
+/// Whether a leader refused this instance because it was removed.
+pub(crate) fn is_removal(status: &Status) -> bool {
+    status.code() == Code::PermissionDenied && status.message() == REMOVED
+}
+
 /// The groups that live here. Clones share them.
 #[derive(Clone, Default)]
 pub(crate) struct Groups(Arc<RwLock<BTreeMap<GroupId, Group>>>);
@@ -84,6 +92,16 @@ impl Service {
             return refuse(format!("it calls itself {claimed}, but its certificate is that of {proven}"));
         }
         Ok((group, header.from_node))
+    }
+
+    /// [`Self::admit`], for what only members may do. One that was removed and still runs would otherwise renew its
+    /// session through others for ever, and be given turns that it never hears of.
+    fn admit_member(&self, header: Option<pb::Header>, peer: Option<&PeerIdentity>) -> Result<Group, Status> {
+        let (group, from) = self.admit(header, peer)?;
+        if group.instance_of(from).is_none() {
+            return Err(Status::permission_denied(REMOVED));
+        }
+        Ok(group)
     }
 }
 
@@ -228,7 +246,7 @@ impl RaftService for Service {
     async fn propose(&self, request: Request<pb::ProposeRequest>) -> Result<Response<pb::ProposeResponse>, Status> {
         let peer = identity(&request);
         let message = request.into_inner();
-        let (group, _) = self.admit(message.header, peer.as_ref())?;
+        let group = self.admit_member(message.header, peer.as_ref())?;
         if message.commands.len() > MAX_COMMANDS {
             let text = format!("{} commands; at most {MAX_COMMANDS} are allowed", message.commands.len());
             return Err(Status::invalid_argument(text));
@@ -243,7 +261,7 @@ impl RaftService for Service {
     ) -> Result<Response<pb::ReadIndexResponse>, Status> {
         let peer = identity(&request);
         let message = request.into_inner();
-        let (group, _) = self.admit(message.header, peer.as_ref())?;
+        let group = self.admit_member(message.header, peer.as_ref())?;
         let index = group.read_index_here(timeout(message.timeout_ms)).await;
         let log_id = index.map_err(|error| Status::new(Code::FailedPrecondition, error.to_string()))?;
         Ok(Response::new(pb::ReadIndexResponse { log_id: Some(wire::to_log_id(&log_id)) }))
