@@ -13,6 +13,7 @@ pub mod cli;
 pub mod app;
 
 pub mod api;
+pub mod channels;
 pub mod maintenance;
 
 pub mod sessions;
@@ -24,4 +25,5 @@ pub mod models;
 pub mod store;
 
 pub mod logging;
+pub mod message;
 pub mod metrics;

@@ -6,6 +6,7 @@
 #![warn(missing_docs)]
 
 pub mod agents;
+pub mod channels;
 pub mod cluster;
 mod decode;
 mod document;
@@ -27,6 +28,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use agents::Agents;
+pub use channels::Channels;
 pub use cluster::Cluster;
 pub use gateway::Gateway;
 pub use load::{Loaded, Override, Sources, VARIABLES, load};

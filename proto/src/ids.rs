@@ -99,6 +99,30 @@ macro_rules! text_id {
 }
 
 text_id!(
+    /// One bot account on one platform, as `<channel>:<account>`: `telegram:default`. What a channel lease is on.
+    ChannelAccount, "channel account", 96, "a-z, 0-9, hyphen and underscore, and a colon between channel and account",
+    |at, c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_' || (c == ':' && at > 0)
+);
+
+impl ChannelAccount {
+    /// # Errors
+    /// [`ParseError`] when either part has characters that do not belong there.
+    pub fn new(channel: &str, account: &str) -> Result<Self, ParseError> {
+        Self::parse(format!("{channel}:{account}"))
+    }
+
+    /// The platform: `telegram`.
+    pub fn channel(&self) -> &str {
+        self.0.split_once(':').map_or(&*self.0, |(channel, _)| channel)
+    }
+
+    /// The account on it: `default`.
+    pub fn account(&self) -> &str {
+        self.0.split_once(':').map_or("default", |(_, account)| account)
+    }
+}
+
+text_id!(
     /// A process of the cluster, as the operator named it: `node-1`. It is also a directory name and a TLS name.
     InstanceId, "instance id", 63, "a-z, 0-9, '-' and '.', the first a letter or digit",
     |at, c| c.is_ascii_lowercase() || c.is_ascii_digit() || (at > 0 && (c == '-' || c == '.'))
