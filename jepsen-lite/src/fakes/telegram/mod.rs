@@ -21,6 +21,8 @@ mod polls;
 mod queue;
 mod record;
 mod server;
+#[cfg(test)]
+mod tests;
 mod text;
 mod user;
 mod webhook;
