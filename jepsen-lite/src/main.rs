@@ -24,7 +24,7 @@ enum Command {
     Bench(bench::Options),
     /// Idle memory, time from start to serving, size of the binary
     Footprint(footprint::Options),
-    /// Serve a model provider that is not one: real HTTP, every failure on request
+    /// Serve a model provider, or Telegram's Bot API, that is not one: real HTTP, every failure on request
     Fake(fakes::cli::Args),
 }
 
