@@ -7,6 +7,7 @@
 mod anthropic;
 pub mod behaviour;
 pub mod cli;
+mod connection;
 mod openai;
 mod record;
 
@@ -15,19 +16,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use bytes::Bytes;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::service::TowerToHyperService;
 use serde_json::Value;
 use tokio::net::TcpListener;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
 use behaviour::{Behaviour, Fault};
+use connection::serve;
 pub use record::{Ended, Recorded};
 use record::{Record, Running};
 
@@ -115,32 +114,6 @@ impl Handle {
 impl Drop for Handle {
     fn drop(&mut self) {
         self.task.abort();
-    }
-}
-
-/// Serves until it is dropped, and with it every connection.
-async fn serve(listener: TcpListener, router: Router) {
-    let mut connections = JoinSet::new();
-    loop {
-        tokio::select! {
-            accepted = listener.accept() => {
-                // An accept that fails is the peer's loss or a lack of files: the next may go well.
-                let Ok((stream, _)) = accepted else {
-                    tokio::time::sleep(Duration::from_millis(10)).await;
-                    continue;
-                };
-                if stream.set_nodelay(true).is_err() {
-                    continue;
-                }
-                let service = TowerToHyperService::new(router.clone());
-                connections.spawn(async move {
-                    let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-                    // How a connection ends shows in the record of its requests.
-                    drop(builder.serve_connection(TokioIo::new(stream), service).await);
-                });
-            }
-            Some(_) = connections.join_next() => {}
-        }
     }
 }
 
