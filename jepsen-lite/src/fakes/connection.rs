@@ -1,12 +1,49 @@
-//! The accept loop of every fake.
+//! The accept loop of every fake, and what a handler may do to the connection that its request came on.
 
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::Router;
+use axum::{Extension, Router};
+use futures::future::BoxFuture;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
+
+/// The connection of a request; handlers find it among the request's extensions.
+#[derive(Clone)]
+pub(super) struct Connection {
+    peer: SocketAddr,
+    cut: Arc<Notify>,
+    afterwards: Arc<Mutex<Option<BoxFuture<'static, ()>>>>,
+}
+
+impl Connection {
+    fn new(peer: SocketAddr) -> Self {
+        Self { peer, cut: Arc::default(), afterwards: Arc::default() }
+    }
+
+    pub(super) fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// Breaks the connection; whoever calls it gives no answer any more.
+    pub(super) async fn cut<T>(&self) -> T {
+        self.cut.notify_one();
+        std::future::pending().await
+    }
+
+    /// What the connection is for once HTTP has left it (an upgrade): as long-lived as the connection itself.
+    pub(super) fn afterwards(&self, future: BoxFuture<'static, ()>) {
+        *self.afterwards.lock().unwrap_or_else(PoisonError::into_inner) = Some(future);
+    }
+
+    fn take_afterwards(&self) -> Option<BoxFuture<'static, ()>> {
+        self.afterwards.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
 
 /// Serves until it is dropped, and with it every connection.
 pub(super) async fn serve(listener: TcpListener, router: Router) {
@@ -15,18 +52,25 @@ pub(super) async fn serve(listener: TcpListener, router: Router) {
         tokio::select! {
             accepted = listener.accept() => {
                 // An accept that fails is the peer's loss or a lack of files: the next may go well.
-                let Ok((stream, _)) = accepted else {
+                let Ok((stream, peer)) = accepted else {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                     continue;
                 };
                 if stream.set_nodelay(true).is_err() {
                     continue;
                 }
-                let service = TowerToHyperService::new(router.clone());
+                let connection = Connection::new(peer);
+                let service = TowerToHyperService::new(router.clone().layer(Extension(connection.clone())));
                 connections.spawn(async move {
                     let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-                    // How a connection ends shows in the record of its requests.
-                    drop(builder.serve_connection(TokioIo::new(stream), service).await);
+                    tokio::select! {
+                        // How a connection ends shows in the record of its requests.
+                        ended = builder.serve_connection_with_upgrades(TokioIo::new(stream), service) => drop(ended),
+                        () = connection.cut.notified() => return,
+                    }
+                    if let Some(afterwards) = connection.take_afterwards() {
+                        afterwards.await;
+                    }
                 });
             }
             Some(_) = connections.join_next() => {}

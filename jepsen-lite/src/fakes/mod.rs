@@ -1,13 +1,14 @@
-//! Model servers that are not models: real HTTP, the protocols as their makers document them, and every failure on request.
+//! Servers that are not what they seem: real HTTP, the protocols as their makers document them, and every failure on request.
 //!
-//! What a request's model is called says how the server behaves ([`behaviour`]), so that one server serves every test at once. It
-//! records what it was asked, when, and how each answer ended, and counts how many it gave at once. README.md says what it
-//! does not model.
+//! [`discord`] is a chat platform and stands for itself. The others are model servers: what a request's model is called says how
+//! the server behaves ([`behaviour`]), so that one server serves every test at once. It records what it was asked, when, and how
+//! each answer ended, and counts how many it gave at once. README.md says what they do not model.
 
 mod anthropic;
 pub mod behaviour;
 pub mod cli;
 mod connection;
+pub mod discord;
 mod openai;
 mod record;
 
