@@ -1,7 +1,8 @@
-//! The fake as a bot sees it: through raw WebSocket and HTTP.
+//! The fake as a bot sees it: through raw WebSocket and HTTP, and through serenity.
 
 mod gateway;
 mod rest;
+mod serenity;
 
 use std::net::SocketAddr;
 use std::time::Duration;
