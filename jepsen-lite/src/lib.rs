@@ -8,7 +8,7 @@
 //! logs), [`network`] (a proxy per peer listener with a switch per directed link, and a balancer), [`client`] (what an
 //! answer means: done, certainly not done, unknown), [`history`] (what was asked, answered, and when), [`workloads`]
 //! (who asks), [`checkers`] (what must hold), [`figures`] (latencies), [`bench`] (load against us and against etcd),
-//! [`fakes`] (model servers and Telegram for tests), [`commands`] (the program's subcommands).
+//! [`fakes`] (model servers, Telegram and Discord for tests), [`commands`] (the program's subcommands).
 
 pub mod bench;
 pub mod checkers;

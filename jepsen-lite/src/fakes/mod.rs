@@ -1,35 +1,34 @@
 //! Servers of others that are not theirs: real HTTP, the protocols as their makers document them, and every failure on request.
 //!
-//! Here are the model servers; Telegram is in [`telegram`]. What a request's model is called says how the server behaves ([`behaviour`]), so that one server serves every test at once. It
-//! records what it was asked, when, and how each answer ended, and counts how many it gave at once. README.md says what it
-//! does not model.
+//! [`telegram`] and [`discord`] are chat platforms and stand for themselves. The others are model servers: what a request's
+//! model is called says how the server behaves ([`behaviour`]), so that one server serves every test at once. It records what it
+//! was asked, when, and how each answer ended, and counts how many it gave at once. README.md says what they do not model.
 
 mod anthropic;
 pub mod behaviour;
 pub mod cli;
+mod connection;
+pub mod discord;
 mod openai;
 mod record;
 pub mod telegram;
 
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use axum::body::Body;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
-use axum::{Extension, Router};
 use bytes::Bytes;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::service::TowerToHyperService;
 use serde_json::Value;
 use tokio::net::TcpListener;
-use tokio::sync::Notify;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
 use behaviour::{Behaviour, Fault};
+use connection::serve;
 pub use record::{Ended, Recorded};
 use record::{Record, Running};
 
@@ -75,7 +74,7 @@ pub async fn start(protocol: Protocol, address: SocketAddr, options: Options) ->
         Protocol::Openai => openai::router(server),
         Protocol::Anthropic => anthropic::router(server),
     };
-    Ok(Handle { address, protocol, record, task: tokio::spawn(serve(listener, router)) })
+    Ok(Handle { address, protocol, record, task: tokio::spawn(connection::serve(listener, router)) })
 }
 
 impl Handle {
@@ -117,48 +116,6 @@ impl Handle {
 impl Drop for Handle {
     fn drop(&mut self) {
         self.task.abort();
-    }
-}
-
-/// One connection, which every request on it carries as an extension.
-#[derive(Debug)]
-struct Connection {
-    number: u64,
-    peer: SocketAddr,
-    /// What a server calls the peer, once it has asked.
-    name: OnceLock<Option<String>>,
-    /// Told once, the connection is closed at once, whatever is on it.
-    hang_up: Notify,
-}
-
-/// Serves until it is dropped, and with it every connection.
-async fn serve(listener: TcpListener, router: Router) {
-    let mut connections = JoinSet::new();
-    let mut numbers = 0..;
-    loop {
-        tokio::select! {
-            accepted = listener.accept() => {
-                // An accept that fails is the peer's loss or a lack of files: the next may go well.
-                let Ok((stream, peer)) = accepted else {
-                    tokio::time::sleep(Duration::from_millis(10)).await;
-                    continue;
-                };
-                let (Ok(()), Some(number)) = (stream.set_nodelay(true), numbers.next()) else {
-                    continue;
-                };
-                let connection = Arc::new(Connection { number, peer, name: OnceLock::new(), hang_up: Notify::new() });
-                let service = TowerToHyperService::new(router.clone().layer(Extension(connection.clone())));
-                connections.spawn(async move {
-                    let builder = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-                    // How a connection ends shows in the record of its requests.
-                    tokio::select! {
-                        ended = builder.serve_connection(TokioIo::new(stream), service) => drop(ended),
-                        () = connection.hang_up.notified() => {}
-                    }
-                });
-            }
-            Some(_) = connections.join_next() => {}
-        }
     }
 }
 

@@ -17,7 +17,7 @@ use super::methods::{Method, Reply, call};
 use super::parameters::Parameters;
 use super::record::{Ended, Running};
 use super::server::Server;
-use crate::fakes::Connection;
+use crate::fakes::connection::Connection;
 
 /// The largest body of a request.
 const MAX_BODY_BYTES: usize = 1 << 20;
@@ -28,10 +28,10 @@ pub(super) fn router(server: Arc<Server>) -> Router {
 
 async fn handle(
     State(server): State<Arc<Server>>,
-    Extension(connection): Extension<Arc<Connection>>,
+    Extension(connection): Extension<Connection>,
     request: Request,
 ) -> Response {
-    connection.name.get_or_init(|| server.options.label.as_ref().and_then(|label| label.of(connection.peer)));
+    connection.name_with(|| server.options.label.as_ref().and_then(|label| label.of(connection.peer())));
     let (token, called) = split(request.uri().path());
     let bot = server.read(|state| state.bot_of(&token));
     let running = server.record.begin(&connection, bot, &called);
@@ -109,7 +109,7 @@ async fn released(met: Option<&Injection>) {
 /// Closes the connection, and with it ends this call.
 async fn close(connection: &Connection, running: &Running) {
     running.end(Ended::Aborted);
-    connection.hang_up.notify_one();
+    connection.hang_up();
     std::future::pending().await
 }
 

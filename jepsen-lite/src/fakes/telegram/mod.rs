@@ -199,7 +199,7 @@ pub async fn start(address: SocketAddr, options: Options) -> Result<Handle> {
     let listener = TcpListener::bind(address).await.with_context(|| format!("bind {address}"))?;
     let address = listener.local_addr().context("read the bound address")?;
     let server = Arc::new(Server::new(options));
-    let task = tokio::spawn(super::serve(listener, http::router(server.clone())));
+    let task = tokio::spawn(super::connection::serve(listener, http::router(server.clone())));
     let handle = Handle { address, server, task };
     for bot in bots {
         handle.add_bot(bot)?;

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::ids::BotId;
 use super::methods::Method;
-use crate::fakes::Connection;
+use crate::fakes::connection::Connection;
 
 /// The longest text of a parameter that is remembered, in bytes.
 const MAX_TEXT_BYTES: usize = 1 << 14;
@@ -124,9 +124,9 @@ impl Record {
             called: called.chars().take(MAX_NAME).collect(),
             method: Method::parse(called),
             parameters: Map::new(),
-            connection: connection.number,
-            peer: connection.peer,
-            poller: connection.name.get().cloned().flatten(),
+            connection: connection.number(),
+            peer: connection.peer(),
+            poller: connection.name(),
             started: Moment::now(),
             ended: None,
         });
