@@ -53,6 +53,16 @@ pub fn kind_name(kind: &command::Kind) -> &'static str {
         command::Kind::SetDraining(_) => "set_draining",
         command::Kind::ForgetInstance(_) => "forget_instance",
         command::Kind::Sweep(_) => "sweep",
+        command::Kind::ReleaseLease(_) => "release_lease",
+        command::Kind::MoveLease(_) => "move_lease",
+        command::Kind::PlaceLeases(_) => "place_leases",
+        command::Kind::SaveCursor(_) => "save_cursor",
+        command::Kind::SetModel(_) => "set_model",
+        command::Kind::Enqueue(_) => "enqueue",
+        command::Kind::UpdateIntent(_) => "update_intent",
+        command::Kind::RequestPairing(_) => "request_pairing",
+        command::Kind::ApprovePairing(_) => "approve_pairing",
+        command::Kind::RemovePairing(_) => "remove_pairing",
     }
 }
 
@@ -76,6 +86,9 @@ pub fn outcome_name(kind: &outcome::Kind) -> &'static str {
         outcome::Kind::Stale(_) => "stale",
         outcome::Kind::Swept(_) => "swept",
         outcome::Kind::Refused(_) => "refused",
+        outcome::Kind::ModelSet(_) => "model_set",
+        outcome::Kind::Enqueued(_) => "enqueued",
+        outcome::Kind::Paired(_) => "paired",
     }
 }
 
@@ -103,7 +116,7 @@ mod tests {
     #[test]
     fn bytes_that_are_no_command_are_named_so() {
         assert!(matches!(decode(&[0xff; 3]), Err(CommandError::Malformed(_))));
-        // Field 31, which no release has used yet: a command of unknown kind, for the state machine to refuse.
-        assert_eq!(decode(&[0xfa, 0x01, 0x00]), Ok(Command { now_ms: 0, kind: None }));
+        // Field 99, which no release has used yet: a command of unknown kind, for the state machine to refuse.
+        assert_eq!(decode(&[0x9a, 0x06, 0x00]), Ok(Command { now_ms: 0, kind: None }));
     }
 }

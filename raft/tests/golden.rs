@@ -13,11 +13,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use openclaw_proto::state::{
-    Accept, Accepted, AppendEntry, Appended, Cancel, Command, Complete, Conflict, DeleteSession, Done, DuplicateTurn,
-    Entry, ExpireInstance, Fail, Fenced, ForgetInstance, InboxKey, InboxRecord, Instance, InstanceRegistered,
-    InstanceTaken, KeyReused, NotFound, Outcome, QueueFull, Refused, RegisterInstance, RenewInstance, ResetSession,
-    Role, Session, SessionDeleted, SessionReset, SetDraining, Stale, Sweep, Swept, Turn, TurnEnded, TurnState, Usage,
-    command, inbox_record, outcome,
+    Accept, Accepted, AppendEntry, Appended, ApprovePairing, Cancel, Command, Complete, Conflict, Cursor,
+    DeleteSession, Done, DuplicateTurn, Enqueue, Enqueued, Entry, ExpireInstance, Fail, Fenced, ForgetInstance,
+    InboxKey, InboxRecord, Instance, InstanceRegistered, InstanceTaken, Intent, IntentState, KeyReused, Lease,
+    ModelSet, MoveLease, NotFound, Outcome, Paired, Pairing, PlaceLeases, QueueFull, Refused, RegisterInstance,
+    ReleaseLease, RemovePairing, RenewInstance, ReplyAddress, RequestPairing, ResetSession, Role, SaveCursor, Session,
+    SessionDeleted, SessionReset, SetDraining, SetModel, Stale, Sweep, Swept, Turn, TurnEnded, TurnState, UpdateIntent,
+    Usage, command, inbox_record, outcome, update_intent,
 };
 use openclaw_raft::command::{kind_name, outcome_name};
 use openclaw_raft::state_machine::{
@@ -94,6 +96,7 @@ fn entry() -> Entry {
         turn_id: TURN.to_owned(),
         model: "echo/echo".to_owned(),
         usage: usage(),
+        sender: String::new(),
     }
 }
 
@@ -116,6 +119,7 @@ fn turn() -> Turn {
         error_code: "model_failed".to_owned(),
         error_message: "no".to_owned(),
         answered_by: "echo/echo".to_owned(),
+        reply_to: None,
     }
 }
 
@@ -131,12 +135,74 @@ fn instance() -> Instance {
         last_seen_ms: NOW_MS,
         draining: true,
         live: true,
+        registered_ms: 0,
+        accounts: vec![],
+        preferred: vec![],
     }
 }
 
 fn inbox() -> Option<InboxKey> {
     let body_hash = (0..32).collect::<Vec<u8>>().into();
     Some(InboxKey { account: "http".to_owned(), external_id: "key-1".to_owned(), body_hash })
+}
+
+fn account() -> String {
+    "telegram:default".to_owned()
+}
+
+fn reply_to() -> Option<ReplyAddress> {
+    Some(ReplyAddress {
+        account: account(),
+        chat: "-100123".to_owned(),
+        thread: "42".to_owned(),
+        message: "7".to_owned(),
+    })
+}
+
+fn lease() -> Lease {
+    Lease {
+        account: account(),
+        owner: "node-1".to_owned(),
+        epoch: 900,
+        fencing_token: 1000,
+        granted_ms: NOW_MS,
+        moving_to: "node-2".to_owned(),
+        previous_owner: "node-3".to_owned(),
+    }
+}
+
+fn cursor() -> Cursor {
+    Cursor { data: "{\"offset\":7}".to_owned(), fencing_token: 1000, saved_ms: NOW_MS }
+}
+
+fn intent() -> Intent {
+    Intent {
+        account: account(),
+        id: 1000 << 16,
+        to: reply_to(),
+        session_key: SESSION.to_owned(),
+        seq: 400,
+        text: "Hello".to_owned(),
+        state: IntentState::Failed.into(),
+        pieces_sent: 1,
+        attempts: 2,
+        unknowns: 1,
+        fencing_token: 1000,
+        created_ms: NOW_MS,
+        changed_ms: NOW_MS + 1,
+        error: "no".to_owned(),
+        message_ids: vec!["55".to_owned()],
+    }
+}
+
+fn pairing() -> Pairing {
+    Pairing {
+        account: account(),
+        sender_id: "42".to_owned(),
+        sender_name: "Ann".to_owned(),
+        code: "ABCD2345".to_owned(),
+        created_ms: NOW_MS,
+    }
 }
 
 fn commands() -> Vec<command::Kind> {
@@ -151,6 +217,8 @@ fn commands() -> Vec<command::Kind> {
             model: "echo/echo".to_owned(),
             runner: instance_id.clone(),
             max_queued: 20,
+            reply_to: None,
+            sender: String::new(),
         }),
         command::Kind::Complete(Complete {
             turn_id: turn_id.clone(),
@@ -182,6 +250,8 @@ fn commands() -> Vec<command::Kind> {
             peer_addr: "10.0.0.1:3100".to_owned(),
             version: "0.1.0".to_owned(),
             previous_boot_id: "b1".to_owned(),
+            accounts: vec![],
+            preferred: vec![],
         }),
         command::Kind::RenewInstance(RenewInstance { instance_id: instance_id.clone(), epoch: 900, renewal: 18 }),
         command::Kind::ExpireInstance(ExpireInstance {
@@ -194,6 +264,36 @@ fn commands() -> Vec<command::Kind> {
         command::Kind::SetDraining(SetDraining { instance_id: instance_id.clone(), epoch: 900, draining: true }),
         command::Kind::ForgetInstance(ForgetInstance { instance_id }),
         command::Kind::Sweep(Sweep { max_rows: 500 }),
+        command::Kind::ReleaseLease(ReleaseLease { account: account(), fencing_token: 1000 }),
+        command::Kind::MoveLease(MoveLease { account: account(), to: "node-2".to_owned() }),
+        command::Kind::PlaceLeases(PlaceLeases { failback_after_ms: 60_000 }),
+        command::Kind::SaveCursor(SaveCursor {
+            account: account(),
+            fencing_token: 1000,
+            data: "{\"offset\":7}".to_owned(),
+        }),
+        command::Kind::SetModel(SetModel {
+            inbox: inbox(),
+            session_key: SESSION.to_owned(),
+            model: "echo/echo".to_owned(),
+        }),
+        command::Kind::Enqueue(Enqueue { inbox: inbox(), to: reply_to(), text: "Hello".to_owned() }),
+        command::Kind::UpdateIntent(UpdateIntent {
+            account: account(),
+            id: 1000 << 16,
+            fencing_token: 1000,
+            step: Some(update_intent::Step::Sent("55".to_owned())),
+        }),
+        command::Kind::RequestPairing(RequestPairing {
+            inbox: inbox(),
+            sender_id: "42".to_owned(),
+            sender_name: "Ann".to_owned(),
+            code: "ABCD2345".to_owned(),
+            to: reply_to(),
+            text: "Your code is {code}.".to_owned(),
+        }),
+        command::Kind::ApprovePairing(ApprovePairing { channel: "telegram".to_owned(), code: "ABCD2345".to_owned() }),
+        command::Kind::RemovePairing(RemovePairing { account: account(), sender_id: "42".to_owned() }),
     ]
 }
 
@@ -216,6 +316,9 @@ fn outcomes() -> Vec<outcome::Kind> {
         outcome::Kind::Stale(Stale {}),
         outcome::Kind::Swept(Swept { rows: 500, more: true }),
         outcome::Kind::Refused(Refused { reason: "the inbox key is missing".to_owned() }),
+        outcome::Kind::ModelSet(ModelSet { model: "echo/echo".to_owned() }),
+        outcome::Kind::Enqueued(Enqueued { intent_id: 1000 << 16 }),
+        outcome::Kind::Paired(Paired { pairing: Some(pairing()) }),
     ]
 }
 
@@ -226,12 +329,16 @@ fn answers() -> Vec<(&'static str, inbox_record::Answer)> {
         Answer::Appended(_) => "appended",
         Answer::SessionReset(_) => "session_reset",
         Answer::SessionDeleted(_) => "session_deleted",
+        Answer::ModelSet(_) => "model_set",
+        Answer::Enqueued(_) => "enqueued",
     };
     let answers = [
         Answer::TurnId(TURN.to_owned()),
         Answer::Appended(Appended { seq: 400, id: "00000190".to_owned() }),
         Answer::SessionReset(SessionReset { reset_seq: 400 }),
         Answer::SessionDeleted(SessionDeleted { entry_count: 400 }),
+        Answer::ModelSet(ModelSet { model: "echo/echo".to_owned() }),
+        Answer::Enqueued(Enqueued { intent_id: 1000 << 16 }),
     ];
     answers.into_iter().map(|answer| (name(&answer), answer)).collect()
 }
@@ -260,6 +367,10 @@ fn rows_keep_their_bytes() {
     check("row.entry", &entry());
     check("row.turn", &turn());
     check("row.instance", &instance());
+    check("row.lease", &lease());
+    check("row.cursor", &cursor());
+    check("row.intent", &intent());
+    check("row.pairing", &pairing());
     for (name, answer) in answers() {
         let body_hash = inbox().unwrap().body_hash;
         let record = InboxRecord { body_hash, created_ms: NOW_MS, answer: Some(answer) };
@@ -270,10 +381,13 @@ fn rows_keep_their_bytes() {
 /// A state in which every table has a row, made by a log of all commands.
 fn state() -> MemoryTables {
     let mut tables = MemoryTables::default();
-    let register =
-        RegisterInstance { instance_id: "node-2".to_owned(), boot_id: "b0".to_owned(), ..RegisterInstance::default() };
+    let register = |id: &str| RegisterInstance {
+        instance_id: id.to_owned(),
+        boot_id: "b0".to_owned(),
+        ..RegisterInstance::default()
+    };
     let mut log = commands();
-    log.insert(0, command::Kind::RegisterInstance(register));
+    log.insert(0, command::Kind::RegisterInstance(register("node-2")));
     // The key was used by the first accept; under another one this is the message that still runs at the end.
     let last = Accept {
         inbox: Some(InboxKey { external_id: "key-2".to_owned(), ..inbox().unwrap() }),
@@ -284,6 +398,21 @@ fn state() -> MemoryTables {
         ..Accept::default()
     };
     log.push(command::Kind::Accept(last));
+    // Somebody who runs an account, stands somewhere, has something to send, and knows a stranger.
+    let runs = RegisterInstance { accounts: vec![account()], ..register("node-3") };
+    log.push(command::Kind::RegisterInstance(runs));
+    let token = log.len() as u64;
+    log.push(command::Kind::SaveCursor(SaveCursor { account: account(), fencing_token: token, data: "7".to_owned() }));
+    let key = |id: &str| Some(InboxKey { external_id: id.to_owned(), ..inbox().unwrap() });
+    log.push(command::Kind::Enqueue(Enqueue { inbox: key("key-3"), to: reply_to(), text: "Hello".to_owned() }));
+    let stranger = RequestPairing {
+        inbox: key("key-4"),
+        sender_id: "43".to_owned(),
+        code: "ABCD2345".to_owned(),
+        to: reply_to(),
+        ..RequestPairing::default()
+    };
+    log.push(command::Kind::RequestPairing(stranger));
     for (at, kind) in log.into_iter().enumerate() {
         let position = LogPosition { index: at as u64 + 1, term: 4 };
         let decision = decide(&tables, position, &command(kind)).unwrap();
@@ -330,8 +459,18 @@ fn every_variant_has_golden_bytes_and_every_file_is_checked() {
         ("outcome", oneof("Outcome", "kind"), outcomes().iter().map(outcome_name).collect()),
         ("row.inbox_record", oneof("InboxRecord", "answer"), answers().iter().map(|(name, _)| *name).collect()),
     ];
-    let mut expected: BTreeSet<_> =
-        ["row.session", "row.entry", "row.turn", "row.instance"].map(|name| format!("{name}.hex")).into();
+    let mut expected: BTreeSet<_> = [
+        "row.session",
+        "row.entry",
+        "row.turn",
+        "row.instance",
+        "row.lease",
+        "row.cursor",
+        "row.intent",
+        "row.pairing",
+    ]
+    .map(|name| format!("{name}.hex"))
+    .into();
     expected.insert(format!("snapshot.v{STATE_FORMAT_VERSION}.hex"));
     for (group, declared, sampled) in samples {
         assert!(declared.len() > 3, "state.proto is read wrong");

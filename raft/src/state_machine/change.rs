@@ -1,7 +1,7 @@
 //! One command's work in progress: the tables as they are with its changes so far, the time, and the events.
 
 use openclaw_proto::ids::ParseError;
-use openclaw_proto::state::{InboxRecord, Instance, Session, Turn, outcome};
+use openclaw_proto::state::{InboxRecord, Instance, Intent, Lease, Pairing, Session, Turn, outcome};
 use prost::Message;
 
 use super::{Event, LogPosition, Overlay, Table, TableError, Tables, Write, keys, read};
@@ -34,6 +34,8 @@ pub(super) struct Change<'a, T: ?Sized> {
     /// The replicated clock as of this command.
     pub(super) now_ms: u64,
     pub(super) events: Vec<Event>,
+    /// Of what this command made so far that needs a number of its own.
+    counter: u64,
 }
 
 impl<'a, T: Tables + ?Sized> Change<'a, T> {
@@ -44,11 +46,29 @@ impl<'a, T: Tables + ?Sized> Change<'a, T> {
         if command_ms > clock_ms {
             tables.put(Table::Marks, keys::CLOCK.to_vec(), command_ms.to_be_bytes().to_vec());
         }
-        Ok(Self { tables, at, now_ms: clock_ms.max(command_ms), events: Vec::new() })
+        Ok(Self { tables, at, now_ms: clock_ms.max(command_ms), events: Vec::new(), counter: 0 })
     }
 
     pub(super) fn finish(self) -> (Vec<Write>, Vec<Event>) {
         (self.tables.into_writes(), self.events)
+    }
+
+    /// Counts up from 0 within the command.
+    pub(super) fn next_counter(&mut self) -> u64 {
+        self.counter += 1;
+        self.counter - 1
+    }
+
+    pub(super) fn lease(&self, account: &str) -> Result<Option<Lease>, TableError> {
+        read::row(&self.tables, Table::Leases, account.as_bytes())
+    }
+
+    pub(super) fn intent(&self, account: &str, id: u64) -> Result<Option<Intent>, TableError> {
+        read::row(&self.tables, Table::Outbox, &keys::intent(account, id))
+    }
+
+    pub(super) fn pairing(&self, account: &str, sender_id: &str) -> Result<Option<Pairing>, TableError> {
+        read::row(&self.tables, Table::Pairings, &keys::pairing(account, sender_id))
     }
 
     /// The tables with the changes so far.

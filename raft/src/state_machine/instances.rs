@@ -10,7 +10,7 @@ use openclaw_proto::state::{
 };
 
 use super::change::{Answer, Change};
-use super::{Event, Table, TableError, Tables, limits, read, rendezvous, turns};
+use super::{Event, Table, TableError, Tables, leases, limits, read, rendezvous, turns};
 
 pub(super) fn register<T: Tables + ?Sized>(change: &mut Change<'_, T>, command: &RegisterInstance) -> Answer {
     let instance_id = InstanceId::parse(command.instance_id.as_str())?;
@@ -19,6 +19,8 @@ pub(super) fn register<T: Tables + ?Sized>(change: &mut Change<'_, T>, command: 
     limits::at_most("http address", &command.http_addr, limits::MAX_LABEL_BYTES)?;
     limits::at_most("peer address", &command.peer_addr, limits::MAX_LABEL_BYTES)?;
     limits::at_most("version", &command.version, limits::MAX_LABEL_BYTES)?;
+    leases::accounts(&command.accounts)?;
+    leases::accounts(&command.preferred)?;
 
     if let Some(row) = change.instance(instance_id.as_str())?
         && row.live
@@ -52,10 +54,14 @@ pub(super) fn register<T: Tables + ?Sized>(change: &mut Change<'_, T>, command: 
         last_seen_ms: change.now_ms,
         draining: false,
         live: true,
+        registered_ms: change.now_ms,
+        accounts: command.accounts.clone(),
+        preferred: command.preferred.clone(),
     });
     change.events.push(Event::InstanceLive { instance_id, epoch });
     let candidates = Candidates::read(change)?;
     turns::abandon(change, orphans, &candidates, turns::MAX_ATTEMPTS)?;
+    leases::place(change)?;
     Ok(outcome::Kind::InstanceRegistered(InstanceRegistered { epoch }))
 }
 
@@ -92,6 +98,7 @@ pub(super) fn expire<T: Tables + ?Sized>(change: &mut Change<'_, T>, command: &E
     let orphans = read::turns_by_runner(change.tables(), &row.instance_id)?;
     let candidates = Candidates::read(change)?;
     turns::abandon(change, orphans, &candidates, command.max_attempts)?;
+    leases::place(change)?;
     Ok(outcome::Kind::Done(Done {}))
 }
 

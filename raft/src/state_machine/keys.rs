@@ -45,6 +45,14 @@ pub fn parse_inbox(key: &[u8]) -> Option<(&str, &str)> {
     split(key)
 }
 
+pub fn intent(account: &str, id: u64) -> Vec<u8> {
+    entry(account, id)
+}
+
+pub fn pairing(account: &str, sender_id: &str) -> Vec<u8> {
+    join(account, sender_id)
+}
+
 /// All keys that begin with `name` and the separator lie from the first to before the second of these.
 pub fn under(name: &str) -> (Vec<u8>, Vec<u8>) {
     let mut from = Vec::with_capacity(name.len() + 1);

@@ -11,7 +11,10 @@ mod change;
 mod inbox;
 mod instances;
 pub mod keys;
+mod leases;
 mod limits;
+mod outbox;
+mod pairings;
 pub mod read;
 mod rendezvous;
 mod retention;
@@ -21,16 +24,19 @@ mod tables;
 mod turns;
 
 use openclaw_proto::ids::InstanceId;
-use openclaw_proto::state::{Command, Outcome, Refused, Turn, command, outcome};
+use openclaw_proto::state::{Command, Lease, Outcome, Refused, Turn, command, outcome};
 use sha2::{Digest, Sha256};
 
 use change::{Answer, Change, Halt};
 
 pub use inbox::INBOX_RETENTION;
+pub use leases::MAX_CURSOR_BYTES;
 pub use limits::{
     MAX_ACCOUNT_BYTES, MAX_ERROR_CODE_BYTES, MAX_ERROR_MESSAGE_BYTES, MAX_EXTERNAL_ID_BYTES, MAX_MODEL_BYTES,
     MAX_QUEUED_TURNS, MAX_TEXT_BYTES,
 };
+pub use outbox::{FAILED_RETENTION, MAX_NOTICE_BYTES};
+pub use pairings::{CODE_LIFE, MAX_WAITING};
 pub use rendezvous::rendezvous;
 pub use retention::MAX_SWEEP_ROWS;
 pub use snapshot::{MAX_FRAME_BYTES, SnapshotError, SnapshotReader, SnapshotRow, SnapshotTotals, SnapshotWriter};
@@ -80,6 +86,13 @@ pub enum Event {
         instance_id: InstanceId,
         epoch: u64,
     },
+    /// A grant, its end, or where it shall go.
+    LeaseChanged(Lease),
+    /// An intent is new, or what became of it is.
+    OutboxChanged {
+        account: String,
+        id: u64,
+    },
     /// A snapshot took the place of commands, so nothing is known of single changes: read the state again.
     StateReplaced,
 }
@@ -116,6 +129,16 @@ fn answer<T: Tables + ?Sized>(change: &mut Change<'_, T>, kind: &command::Kind) 
         command::Kind::SetDraining(command) => instances::set_draining(change, command),
         command::Kind::ForgetInstance(command) => instances::forget(change, command),
         command::Kind::Sweep(command) => retention::sweep(change, command),
+        command::Kind::ReleaseLease(command) => leases::release(change, command),
+        command::Kind::MoveLease(command) => leases::move_to(change, command),
+        command::Kind::PlaceLeases(command) => leases::place_again(change, command),
+        command::Kind::SaveCursor(command) => leases::save_cursor(change, command),
+        command::Kind::SetModel(command) => sessions::set_model(change, command),
+        command::Kind::Enqueue(command) => outbox::enqueue(change, command),
+        command::Kind::UpdateIntent(command) => outbox::update(change, command),
+        command::Kind::RequestPairing(command) => pairings::request(change, command),
+        command::Kind::ApprovePairing(command) => pairings::approve(change, command),
+        command::Kind::RemovePairing(command) => pairings::remove(change, command),
     }
 }
 

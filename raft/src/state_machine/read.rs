@@ -1,7 +1,7 @@
 //! Typed reads of the tables, for `decide` and for whoever answers queries from the same state.
 
-use openclaw_proto::ids::{InstanceId, SeqNum, SessionKey, TurnId};
-use openclaw_proto::state::{Entry, InboxRecord, Instance, Session, Turn};
+use openclaw_proto::ids::{ChannelAccount, InstanceId, SeqNum, SessionKey, TurnId};
+use openclaw_proto::state::{Cursor, Entry, InboxRecord, Instance, Intent, Lease, Pairing, Session, Turn};
 use prost::Message;
 
 use super::{Table, TableError, Tables, keys};
@@ -116,12 +116,80 @@ pub(super) fn runners(tables: &(impl Tables + ?Sized)) -> Result<Vec<String>, Ta
 /// # Errors
 /// [`TableError`] when the tables cannot be read.
 pub fn instances(tables: &(impl Tables + ?Sized)) -> Result<Vec<Instance>, TableError> {
-    let mut instances = Vec::new();
-    for_each(tables, Table::Instances, Vec::new(), None, |key, value| {
-        instances.push(decode(Table::Instances, key, value)?);
+    all(tables, Table::Instances, Vec::new(), None)
+}
+
+/// Who runs which channel account.
+///
+/// # Errors
+/// [`TableError`] when the tables cannot be read.
+pub fn leases(tables: &(impl Tables + ?Sized)) -> Result<Vec<Lease>, TableError> {
+    all(tables, Table::Leases, Vec::new(), None)
+}
+
+/// Where the account's owner stands with its platform.
+///
+/// # Errors
+/// [`TableError`] when the tables cannot be read.
+pub fn cursor(tables: &(impl Tables + ?Sized), account: &ChannelAccount) -> Result<Option<Cursor>, TableError> {
+    row(tables, Table::Cursors, account.as_str().as_bytes())
+}
+
+/// At most `limit` intents of an account that are not delivered, oldest first, those after `after`.
+///
+/// # Errors
+/// [`TableError`] when the tables cannot be read.
+pub fn outbox(
+    tables: &(impl Tables + ?Sized),
+    account: &ChannelAccount,
+    after: u64,
+    limit: usize,
+) -> Result<Vec<Intent>, TableError> {
+    let Some(first) = after.checked_add(1) else { return Ok(Vec::new()) };
+    let (_, until) = keys::under(account.as_str());
+    let rows = tables.scan(Table::Outbox, &keys::intent(account.as_str(), first), Some(&until), limit)?;
+    rows.iter().map(|(key, value)| decode(Table::Outbox, key, value)).collect()
+}
+
+/// Those who wait for approval, and those who have it; of one account or of all.
+///
+/// # Errors
+/// [`TableError`] when the tables cannot be read.
+pub fn pairings(tables: &(impl Tables + ?Sized), account: Option<&str>) -> Result<Vec<Pairing>, TableError> {
+    match account {
+        Some(account) => {
+            let (from, until) = keys::under(account);
+            all(tables, Table::Pairings, from, Some(&until))
+        }
+        None => all(tables, Table::Pairings, Vec::new(), None),
+    }
+}
+
+/// Whether `sender_id` was approved.
+///
+/// # Errors
+/// [`TableError`] when the tables cannot be read.
+pub fn is_paired(
+    tables: &(impl Tables + ?Sized),
+    account: &ChannelAccount,
+    sender_id: &str,
+) -> Result<bool, TableError> {
+    let pairing: Option<Pairing> = row(tables, Table::Pairings, &keys::pairing(account.as_str(), sender_id))?;
+    Ok(pairing.is_some_and(|pairing| pairing.code.is_empty()))
+}
+
+fn all<M: Message + Default>(
+    tables: &(impl Tables + ?Sized),
+    table: Table,
+    from: Vec<u8>,
+    until: Option<&[u8]>,
+) -> Result<Vec<M>, TableError> {
+    let mut found = Vec::new();
+    for_each(tables, table, from, until, |key, value| {
+        found.push(decode(table, key, value)?);
         Ok::<(), TableError>(())
     })?;
-    Ok(instances)
+    Ok(found)
 }
 
 /// What a write with this external id did.

@@ -6,10 +6,12 @@
 
 use std::time::Duration;
 
-use openclaw_proto::state::{InboxRecord, Sweep, Swept, Turn, TurnState, outcome};
+use openclaw_proto::state::{InboxRecord, Intent, IntentState, Pairing, Sweep, Swept, Turn, TurnState, outcome};
 
 use super::change::{Answer, Change};
 use super::inbox::INBOX_RETENTION;
+use super::outbox::FAILED_RETENTION;
+use super::pairings::CODE_LIFE;
 use super::turns::TURN_RETENTION;
 use super::{Table, TableError, Tables, keys, read};
 
@@ -17,7 +19,7 @@ use super::{Table, TableError, Tables, keys, read};
 pub const MAX_SWEEP_ROWS: u32 = 10_000;
 
 /// In the order of a pass.
-const SWEPT: [Table; 2] = [Table::Inbox, Table::Turns];
+const SWEPT: [Table; 4] = [Table::Inbox, Table::Turns, Table::Outbox, Table::Pairings];
 
 /// Looks at the next rows of the pass, and drops those whose time has passed. The next command after the one that ends
 /// a pass begins another.
@@ -87,7 +89,22 @@ fn is_due(now_ms: u64, table: Table, key: &[u8], value: &[u8]) -> Result<bool, T
             let ended = !matches!(turn.state(), TurnState::Queued | TurnState::Running);
             ended.then_some((turn.finished_ms, TURN_RETENTION))
         }
-        Table::Sessions | Table::Entries | Table::TurnsByRunner | Table::Instances | Table::Marks => None,
+        Table::Outbox => {
+            let intent = read::decode::<Intent>(table, key, value)?;
+            // The others are to be sent, or to be decided about.
+            (intent.state() == IntentState::Failed).then_some((intent.changed_ms, FAILED_RETENTION))
+        }
+        Table::Pairings => {
+            let pairing = read::decode::<Pairing>(table, key, value)?;
+            (!pairing.code.is_empty()).then_some((pairing.created_ms, CODE_LIFE))
+        }
+        Table::Sessions
+        | Table::Entries
+        | Table::TurnsByRunner
+        | Table::Instances
+        | Table::Marks
+        | Table::Leases
+        | Table::Cursors => None,
     };
     Ok(since_ms.is_some_and(|(since_ms, kept)| due_ms(since_ms, kept) <= now_ms))
 }

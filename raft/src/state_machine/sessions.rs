@@ -3,8 +3,8 @@
 use openclaw_proto::ids::SessionKey;
 use openclaw_proto::state::inbox_record::Answer as Stored;
 use openclaw_proto::state::{
-    AppendEntry, Appended, Conflict, DeleteSession, Entry, KeyReused, NotFound, ResetSession, Role, Session,
-    SessionDeleted, SessionReset, TurnState, outcome,
+    AppendEntry, Appended, Conflict, DeleteSession, Entry, KeyReused, ModelSet, NotFound, ResetSession, Role, Session,
+    SessionDeleted, SessionReset, SetModel, TurnState, outcome,
 };
 
 use super::change::{Answer, Change, Halt};
@@ -37,7 +37,7 @@ pub(super) fn append_entry<T: Tables + ?Sized>(change: &mut Change<'_, T>, comma
     match inbox.seen(change)? {
         Seen::Never => {}
         Seen::Same(Stored::Appended(appended)) => return Ok(outcome::Kind::Appended(appended)),
-        Seen::Same(Stored::TurnId(_) | Stored::SessionReset(_) | Stored::SessionDeleted(_)) | Seen::OtherBody => {
+        Seen::Same(_) | Seen::OtherBody => {
             return Ok(outcome::Kind::KeyReused(KeyReused {}));
         }
     }
@@ -64,7 +64,7 @@ pub(super) fn reset<T: Tables + ?Sized>(change: &mut Change<'_, T>, command: &Re
     match inbox.seen(change)? {
         Seen::Never => {}
         Seen::Same(Stored::SessionReset(reset)) => return Ok(outcome::Kind::SessionReset(reset)),
-        Seen::Same(Stored::TurnId(_) | Stored::Appended(_) | Stored::SessionDeleted(_)) | Seen::OtherBody => {
+        Seen::Same(_) | Seen::OtherBody => {
             return Ok(outcome::Kind::KeyReused(KeyReused {}));
         }
     }
@@ -77,6 +77,27 @@ pub(super) fn reset<T: Tables + ?Sized>(change: &mut Change<'_, T>, command: &Re
     Ok(outcome::Kind::SessionReset(reset))
 }
 
+/// Chooses the model of the session's turns; the session begins with it, if it does not exist yet.
+pub(super) fn set_model<T: Tables + ?Sized>(change: &mut Change<'_, T>, command: &SetModel) -> Answer {
+    let inbox = inbox::Key::parse(command.inbox.as_ref())?;
+    let key = SessionKey::parse(command.session_key.as_str())?;
+    limits::at_most("model", &command.model, limits::MAX_MODEL_BYTES)?;
+    match inbox.seen(change)? {
+        Seen::Never => {}
+        Seen::Same(Stored::ModelSet(set)) => return Ok(outcome::Kind::ModelSet(set)),
+        Seen::Same(_) | Seen::OtherBody => return Ok(outcome::Kind::KeyReused(KeyReused {})),
+    }
+    let mut session = match change.session(key.as_str())? {
+        Some(session) => session,
+        None => new(key, change.now_ms),
+    };
+    session.model.clone_from(&command.model);
+    change.put_session(&mut session);
+    let set = ModelSet { model: command.model.clone() };
+    inbox.record(change, Stored::ModelSet(set.clone()));
+    Ok(outcome::Kind::ModelSet(set))
+}
+
 /// Removes a session with its entries; its turns that have not ended are cancelled.
 ///
 /// One command drops every entry, however many there are: half a deletion could be read, and a session must not come
@@ -87,7 +108,7 @@ pub(super) fn delete<T: Tables + ?Sized>(change: &mut Change<'_, T>, command: &D
     match inbox.seen(change)? {
         Seen::Never => {}
         Seen::Same(Stored::SessionDeleted(deleted)) => return Ok(outcome::Kind::SessionDeleted(deleted)),
-        Seen::Same(Stored::TurnId(_) | Stored::Appended(_) | Stored::SessionReset(_)) | Seen::OtherBody => {
+        Seen::Same(_) | Seen::OtherBody => {
             return Ok(outcome::Kind::KeyReused(KeyReused {}));
         }
     }

@@ -422,8 +422,8 @@ mod tests {
 
     #[test]
     fn a_table_of_a_later_release_is_named() {
-        let error = restored(&with_frame(&[9, 0, 0, 0, 0, 0, 0, 0, 0])).unwrap_err();
-        assert!(matches!(error, SnapshotError::UnknownTable { tag: 9, rows: 0 }), "{error}");
+        let error = restored(&with_frame(&[99, 0, 0, 0, 0, 0, 0, 0, 0])).unwrap_err();
+        assert!(matches!(error, SnapshotError::UnknownTable { tag: 99, rows: 0 }), "{error}");
     }
 
     #[test]

@@ -22,14 +22,33 @@ pub enum Table {
     Instances,
     /// The state machine's own few values: the replicated clock, and how far a sweep came.
     Marks,
+    /// Channel account -> `Lease`.
+    Leases,
+    /// Channel account -> `Cursor`.
+    Cursors,
+    /// Channel account, 0x00, id big-endian -> `Intent`.
+    Outbox,
+    /// Channel account, 0x00, sender id -> `Pairing`.
+    Pairings,
 }
 
 impl Table {
-    pub const COUNT: usize = 7;
+    pub const COUNT: usize = 11;
 
     /// In the order of their tags.
-    pub const ALL: [Self; Self::COUNT] =
-        [Self::Sessions, Self::Entries, Self::Turns, Self::TurnsByRunner, Self::Inbox, Self::Instances, Self::Marks];
+    pub const ALL: [Self; Self::COUNT] = [
+        Self::Sessions,
+        Self::Entries,
+        Self::Turns,
+        Self::TurnsByRunner,
+        Self::Inbox,
+        Self::Instances,
+        Self::Marks,
+        Self::Leases,
+        Self::Cursors,
+        Self::Outbox,
+        Self::Pairings,
+    ];
 
     /// How snapshots name the table: never reused, never zero.
     pub const fn tag(self) -> u8 {
@@ -41,6 +60,10 @@ impl Table {
             Self::Inbox => 5,
             Self::Instances => 6,
             Self::Marks => 7,
+            Self::Leases => 8,
+            Self::Cursors => 9,
+            Self::Outbox => 10,
+            Self::Pairings => 11,
         }
     }
 
@@ -58,6 +81,10 @@ impl Table {
             Self::Inbox => "inbox",
             Self::Instances => "instances",
             Self::Marks => "marks",
+            Self::Leases => "leases",
+            Self::Cursors => "cursors",
+            Self::Outbox => "outbox",
+            Self::Pairings => "pairings",
         }
     }
 
@@ -246,7 +273,7 @@ mod tests {
             assert_eq!(Table::from_tag(table.tag()), Some(table));
         }
         assert_eq!(Table::from_tag(0), None);
-        assert_eq!(Table::from_tag(8), None);
+        assert_eq!(Table::from_tag(12), None);
     }
 
     proptest::proptest! {

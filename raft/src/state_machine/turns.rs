@@ -14,7 +14,7 @@ use openclaw_proto::state::{
 use super::change::{Answer, Change, Halt};
 use super::inbox::{self, Seen};
 use super::instances::{self, Candidates};
-use super::{Event, Table, TableError, Tables, keys, limits, sessions};
+use super::{Event, Table, TableError, Tables, keys, limits, outbox, sessions};
 
 /// How long an ended turn can be asked for, by the replicated clock. Longer than the inbox remembers: a repetition of
 /// the message must find its turn.
@@ -32,6 +32,10 @@ pub(super) fn accept<T: Tables + ?Sized>(change: &mut Change<'_, T>, command: &A
     let runner = InstanceId::parse(command.runner.as_str())?;
     limits::at_most("text", &command.text, limits::MAX_TEXT_BYTES)?;
     limits::at_most("model", &command.model, limits::MAX_MODEL_BYTES)?;
+    limits::at_most("sender", &command.sender, limits::MAX_LABEL_BYTES)?;
+    if let Some(to) = &command.reply_to {
+        outbox::address(to)?;
+    }
 
     match inbox.seen(change)? {
         Seen::Never => {}
@@ -43,7 +47,7 @@ pub(super) fn accept<T: Tables + ?Sized>(change: &mut Change<'_, T>, command: &A
             };
             return Ok(outcome::Kind::DuplicateTurn(DuplicateTurn { turn_id, session_key }));
         }
-        Seen::Same(Stored::Appended(_) | Stored::SessionReset(_) | Stored::SessionDeleted(_)) | Seen::OtherBody => {
+        Seen::Same(_) | Seen::OtherBody => {
             return Ok(outcome::Kind::KeyReused(KeyReused {}));
         }
     }
@@ -68,6 +72,7 @@ pub(super) fn accept<T: Tables + ?Sized>(change: &mut Change<'_, T>, command: &A
         role: Role::User.into(),
         text: command.text.clone(),
         turn_id: command.turn_id.clone(),
+        sender: command.sender.clone(),
         ..Entry::default()
     };
     let user_seq = sessions::append(change, &mut session, entry).seq;
@@ -77,8 +82,9 @@ pub(super) fn accept<T: Tables + ?Sized>(change: &mut Change<'_, T>, command: &A
         runner: runner.into(),
         user_seq,
         agent_id: agent_id.into(),
-        model: command.model.clone(),
+        model: if command.model.is_empty() { session.model.clone() } else { command.model.clone() },
         accepted_ms: change.now_ms,
+        reply_to: command.reply_to.clone(),
         ..Turn::default()
     };
     if idle {
@@ -122,6 +128,7 @@ pub(super) fn complete<T: Tables + ?Sized>(change: &mut Change<'_, T>, command: 
     turn.usage = Some(usage);
     session.usage = Some(add(session.usage.unwrap_or_default(), usage));
     let turn = end(change, turn, TurnState::Done);
+    outbox::deliver_reply(change, &turn);
     start_next(change, &mut session)?;
     change.put_session(&mut session);
     Ok(outcome::Kind::TurnEnded(TurnEnded { turn: Some(turn) }))
@@ -248,6 +255,7 @@ fn fail_running<T: Tables + ?Sized>(
     turn.error_code = code.to_owned();
     turn.error_message = limits::cut(message, limits::MAX_ERROR_MESSAGE_BYTES).to_owned();
     let turn = end(change, turn, TurnState::Failed);
+    outbox::deliver_failure(change, &turn);
     start_next(change, &mut session)?;
     change.put_session(&mut session);
     Ok(turn)

@@ -1,5 +1,6 @@
 //! Each rule of the state machine as a sentence, on tables in memory.
 
+mod channels;
 mod instances;
 mod random;
 mod retention;
@@ -143,6 +144,7 @@ fn accept_command(turn: u32, runner: &str) -> Accept {
         model: "echo/echo".to_owned(),
         runner: runner.to_owned(),
         max_queued: 2,
+        ..Accept::default()
     }
 }
 
@@ -203,6 +205,7 @@ fn register_command(instance: &str, boot_id: &str, previous_boot_id: &str) -> Re
         peer_addr: "127.0.0.1:3100".to_owned(),
         version: "0.1.0".to_owned(),
         previous_boot_id: previous_boot_id.to_owned(),
+        ..RegisterInstance::default()
     }
 }
 
