@@ -54,8 +54,9 @@ pub struct Cluster {
     pub raft: Raft,
     /// Ownership of channels and turns.
     pub lease: Lease,
-    /// Which channels an instance is preferred for: instance id to names of channels. A preference, not an assignment.
-    /// Default none: every channel goes to the least loaded instance.
+    /// Which channels an instance is preferred for: instance id to names of channels, `telegram` for all of its accounts or
+    /// `telegram:<account>` for one, which wins. A preference, not an assignment. Default none: every channel goes to the
+    /// least loaded instance.
     #[schemars(with = "BTreeMap<String, Vec<String>>")]
     pub channel_binding: BTreeMap<InstanceId, Vec<String>>,
     /// Return of channels to the instance they prefer.
@@ -77,6 +78,16 @@ impl Cluster {
             Some(id) => id.clone(),
             None => InstanceId::parse(Self::DEFAULT_INSTANCE_ID).expect("the default name follows the rules of names"),
         }
+    }
+
+    /// Whether `channel_binding` prefers `instance` for `account`, `telegram:default`. At most one instance is preferred.
+    pub fn preferred(&self, instance: &InstanceId, account: &str) -> bool {
+        let bound = |name: &str| {
+            let binds = |channels: &Vec<String>| channels.iter().any(|channel| channel == name);
+            self.channel_binding.iter().find_map(|(instance, channels)| binds(channels).then_some(instance))
+        };
+        let channel = account.split_once(':').map_or(account, |(channel, _)| channel);
+        bound(account).or_else(|| bound(channel)) == Some(instance)
     }
 
     /// Where other instances reach this one: `peer.advertise`, else its entry in `bootstrap`, else `peer.listen` unless

@@ -18,16 +18,24 @@ use crate::problem::{Problem, Source};
 /// Past this many problems, the rest can wait.
 const MAX_PROBLEMS: usize = 50;
 
-/// What to say about a key that no type knows.
+/// What no type knows, with what is known in its place.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Stranger<'a> {
+    Key(&'static [&'static str]),
+    /// A text where one of several words must stand.
+    Word(&'a str, &'static [&'static str]),
+}
+
+/// What to say about it.
 pub(crate) enum Unknown {
     Refuse(String),
     Ignore,
 }
 
-/// Reads the settings out of `root`; `unknown` judges a key that no type knows, by path and the keys known there.
+/// Reads the settings out of `root`; `unknown` judges a key or a word that no type knows, by its path.
 pub(crate) fn decode(
     mut root: Node,
-    mut unknown: impl FnMut(&[String], &[&'static str]) -> Unknown,
+    mut unknown: impl FnMut(&[String], Stranger<'_>) -> Unknown,
 ) -> Result<Config, Vec<Problem>> {
     let mut problems = Vec::new();
     loop {
@@ -37,11 +45,13 @@ pub(crate) fn decode(
             Err(error) => error,
         };
         let path: Vec<String> = error.path.into_iter().rev().collect();
+        let mut judge = |stranger: Stranger<'_>| match unknown(&path, stranger) {
+            Unknown::Refuse(message) => Some(message),
+            Unknown::Ignore => None,
+        };
         let message = match error.kind {
-            Kind::UnknownKey(known) => match unknown(&path, known) {
-                Unknown::Refuse(message) => Some(message),
-                Unknown::Ignore => None,
-            },
+            Kind::UnknownKey(known) => judge(Stranger::Key(known)),
+            Kind::UnknownWord(found, known) => judge(Stranger::Word(&found, known)),
             Kind::MissingKey(key) => Some(format!("`{key}` is missing")),
             Kind::Other(message) => Some(message),
         };
@@ -99,6 +109,7 @@ struct Error {
 #[derive(Debug)]
 enum Kind {
     UnknownKey(&'static [&'static str]),
+    UnknownWord(String, &'static [&'static str]),
     MissingKey(&'static str),
     Other(String),
 }
@@ -186,9 +197,7 @@ impl de::Error for Error {
     }
 
     fn unknown_variant(found: &str, expected: &'static [&'static str]) -> Self {
-        let list = expected.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
-        let hint = nearest(found, expected).map(|near| format!("; did you mean \"{near}\"?")).unwrap_or_default();
-        Self::custom(format_args!("{found:?} is none of {list}{hint}"))
+        Self::new(Kind::UnknownWord(found.to_owned(), expected))
     }
 
     fn unknown_field(_: &str, expected: &'static [&'static str]) -> Self {
@@ -339,6 +348,27 @@ impl<'de> Deserializer<'de> for Reader<'_> {
         }
     }
 
+    /// Serde would also take a list, with the fields in the order of the type.
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        _: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        match &self.0.value {
+            Value::List(_) => Err(de::Error::invalid_type(Unexpected::Seq, &visitor)),
+            Value::Null
+            | Value::Refused
+            | Value::Bool(_)
+            | Value::Unsigned(_)
+            | Value::Signed(_)
+            | Value::Float(_)
+            | Value::Text { .. }
+            | Value::Object(_) => return self.deserialize_any(visitor),
+        }
+        .map_err(|error: Error| error.at(&self.0.source))
+    }
+
     fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Error> {
         visitor.visit_newtype_struct(self).map_err(|error: Error| error.at(&self.0.source))
     }
@@ -368,7 +398,7 @@ impl<'de> Deserializer<'de> for Reader<'_> {
     }
 
     forward_to_deserialize_any! {
-        i8 i16 i32 i64 i128 u128 f32 f64 char str string bytes byte_buf unit unit_struct seq tuple tuple_struct map struct
+        i8 i16 i32 i64 i128 u128 f32 f64 char str string bytes byte_buf unit unit_struct seq tuple tuple_struct map
         identifier ignored_any
     }
 }

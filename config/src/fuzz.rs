@@ -89,6 +89,7 @@ fn no_text_makes_the_reader_panic() {
         include_str!("../examples/models.json5"),
         include_str!("../examples/three-instances.json5"),
         include_str!("../examples/guide-cluster.json5"),
+        include_str!("../examples/discord.json5"),
     ];
     let seed = 0x9e37_79b9_7f4a_7c15;
     let mut random = Random(seed);

@@ -54,6 +54,8 @@ pub struct Config {
     pub models: Models,
     /// Agents.
     pub agents: Agents,
+    /// Bot accounts on chat platforms.
+    pub channels: Channels,
     /// Turns of a conversation.
     pub session: Session,
     /// Messages before they become turns.

@@ -6,7 +6,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::decode::{self, Unknown, decode};
+use crate::decode::{self, Stranger, Unknown, decode};
 use crate::document::{self, Member, Node, Value};
 use crate::problem::{Errors, Problem, Source, Warning};
 use crate::upstream::{self, Whose};
@@ -118,18 +118,26 @@ pub fn load(sources: Sources<'_>) -> Result<Loaded, Errors> {
     name_the_api(&mut root);
 
     let mut ignored = BTreeMap::from([(false, Vec::new()), (true, Vec::new())]);
-    let decoded = decode(root.clone(), |path, known| {
-        let whose = upstream::whose(path);
-        match (whose, sources.lenient) {
-            (Whose::Later | Whose::Upstream, true) => {
-                ignored.entry(whose == Whose::Later).or_default().push(document::join(path));
+    let decoded = decode(root.clone(), |path, stranger| {
+        let (whose, shown) = match stranger {
+            Stranger::Key(_) => (upstream::whose(path), document::join(path)),
+            Stranger::Word(word, _) => (upstream::whose_word(path, word), format!("{} {word:?}", document::join(path))),
+        };
+        match (whose, stranger, sources.lenient) {
+            (Whose::Later | Whose::Upstream, _, true) => {
+                ignored.entry(whose == Whose::Later).or_default().push(shown);
                 Unknown::Ignore
             }
-            (Whose::Later, false) => Unknown::Refuse("not supported by this version yet".into()),
-            (Whose::Upstream, false) => {
+            (Whose::Later, _, false) => Unknown::Refuse("not supported by this version yet".into()),
+            (Whose::Upstream, Stranger::Key(_), false) => {
                 Unknown::Refuse("only upstream OpenClaw knows this key; --lenient-config ignores such keys".into())
             }
-            (Whose::Nobody, _) => Unknown::Refuse(unknown_key(path, known)),
+            (Whose::Upstream, Stranger::Word(word, known), false) => Unknown::Refuse(format!(
+                "only upstream OpenClaw knows {word:?}, here are {}; --lenient-config ignores such settings",
+                quoted(known)
+            )),
+            (Whose::Nobody, Stranger::Key(known), _) => Unknown::Refuse(unknown_key(path, known)),
+            (Whose::Nobody, Stranger::Word(word, known), _) => Unknown::Refuse(unknown_word(word, known)),
         }
     });
     let mut config = match decoded {
@@ -196,6 +204,15 @@ fn unknown_key(path: &[String], known: &[&'static str]) -> String {
         Some(near) => format!("unknown key; did you mean `{near}`?"),
         None => format!("unknown key; known here are {}", list(known)),
     }
+}
+
+fn unknown_word(word: &str, known: &[&'static str]) -> String {
+    let hint = decode::nearest(word, known).map(|near| format!("; did you mean \"{near}\"?")).unwrap_or_default();
+    format!("{word:?} is none of {}{hint}", quoted(known))
+}
+
+fn quoted(words: &[&str]) -> String {
+    words.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(", ")
 }
 
 fn list(names: &[&str]) -> String {

@@ -17,12 +17,52 @@ pub struct Session {
     pub turn_timeout: Duration,
     /// Attempts at a turn, on this or another instance, before it fails. Default 3; range 1 to 100.
     pub max_attempts: u32,
+    /// Which private messages on channels share a conversation. Default `main`: all of them, so use another where several
+    /// people write.
+    pub dm_scope: DmScope,
+    /// Which messages in groups share a conversation. Default `per-group`.
+    pub group_scope: GroupScope,
+    /// Messages that begin a conversation anew, alone or before further text. Default `/new` and `/reset`; at most 32 of
+    /// 1 to 64 bytes each. An empty list: none.
+    pub reset_triggers: Vec<String>,
 }
 
 impl Default for Session {
     fn default() -> Self {
-        Self { turn_timeout: Duration::from_secs(300), max_attempts: 3 }
+        Self {
+            turn_timeout: Duration::from_secs(300),
+            max_attempts: 3,
+            dm_scope: DmScope::default(),
+            group_scope: GroupScope::default(),
+            reset_triggers: vec!["/new".into(), "/reset".into()],
+        }
     }
+}
+
+/// Which private messages on channels share a conversation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum DmScope {
+    /// All that are for one agent.
+    #[default]
+    Main,
+    /// Those of one person, by the platform's id.
+    PerPeer,
+    /// Those of one person on one platform.
+    PerChannelPeer,
+    /// Those of one person to one bot account.
+    PerAccountChannelPeer,
+}
+
+/// Which messages in groups share a conversation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum GroupScope {
+    /// Those of one group, or of one topic or thread in it.
+    #[default]
+    PerGroup,
+    /// All that are for one agent, private messages of scope `main` among them.
+    Main,
 }
 
 /// What happens to messages before they become turns. A restart is needed.

@@ -1,8 +1,8 @@
-//! Keys that upstream OpenClaw knows and this gateway does not. `--lenient-config` accepts them, so that an existing
+//! Keys and words that upstream OpenClaw knows and this gateway does not. `--lenient-config` accepts them, so that an existing
 //! `openclaw.json` loads. Source: upstream's configuration reference, 2026-08.
 
-/// Sections of later versions of this gateway.
-const LATER: &[&str] = &["channels", "mcp", "diagnostics"];
+/// Sections of later versions of this gateway, by path.
+const LATER: &[&str] = &["mcp", "diagnostics", "channels.slack", "channels.whatsapp"];
 
 /// Sections that this gateway has no use for.
 const SECTIONS: &[&str] = &[
@@ -66,8 +66,6 @@ const KEYS: &[(&str, &[&str])] = &[
     (
         "session",
         &[
-            "dmScope",
-            "groupScope",
             "identityLinks",
             "scope",
             "mainKey",
@@ -75,7 +73,6 @@ const KEYS: &[(&str, &[&str])] = &[
             "reset",
             "resetByType",
             "resetByChannel",
-            "resetTriggers",
             "idleMinutes",
             "maintenance",
             "sendPolicy",
@@ -102,8 +99,168 @@ const KEYS: &[(&str, &[&str])] = &[
             "messagePrefix",
         ],
     ),
+    ("channels", CHANNELS),
+    ("channels.telegram", TELEGRAM),
+    ("channels.telegram.accounts.*", TELEGRAM),
+    ("channels.telegram.streaming", STREAMING),
+    ("channels.telegram.accounts.*.streaming", STREAMING),
+    ("channels.discord", DISCORD),
+    ("channels.discord.accounts.*", DISCORD),
+    ("channels.discord.streaming", STREAMING),
+    ("channels.discord.accounts.*.streaming", STREAMING),
     ("messages.queue", &["mode", "debounceMs", "drop", "byChannel", "debounceMsByChannel"]),
     ("logging", &["file", "consoleLevel", "consoleStyle", "redactPatterns", "redactSensitive", "maxFileBytes"]),
+];
+
+/// Words in the place of one that both know.
+const WORDS: &[(&str, &[&str])] = &[
+    ("channels.*.streaming", PREVIEWS),
+    ("channels.*.streaming.mode", PREVIEWS),
+    ("channels.*.accounts.*.streaming", PREVIEWS),
+    ("channels.*.accounts.*.streaming.mode", PREVIEWS),
+];
+
+const PREVIEWS: &[&str] = &["block", "progress"];
+
+const CHANNELS: &[&str] = &[
+    "defaults",
+    "modelByChannel",
+    "signal",
+    "imessage",
+    "bluebubbles",
+    "msteams",
+    "googlechat",
+    "mattermost",
+    "matrix",
+    "feishu",
+    "line",
+    "irc",
+    "nostr",
+    "twitch",
+    "sms",
+    "qqbot",
+    "zalo",
+    "zalouser",
+    "nextcloud-talk",
+    "synology-chat",
+    "tlon",
+    "reef",
+    "voice-call",
+];
+
+const STREAMING: &[&str] = &["chunkMode", "block", "preview", "progress", "nativeTransport"];
+
+// These two lists are general knowledge of upstream and were not checked against its reference. A name too many costs
+// little: under --lenient-config it is warned of, otherwise it is refused like any other.
+const TELEGRAM: &[&str] = &[
+    "name",
+    "capabilities",
+    "commands",
+    "customCommands",
+    "configWrites",
+    "defaultAccount",
+    "defaultTo",
+    "tokenFile",
+    "groups",
+    "direct",
+    "dms",
+    "historyLimit",
+    "dmHistoryLimit",
+    "contextVisibility",
+    "mentionPatterns",
+    "replyToMode",
+    "textChunkLimit",
+    "chunkMode",
+    "streamMode",
+    "draftChunk",
+    "blockStreaming",
+    "blockStreamingCoalesce",
+    "markdown",
+    "linkPreview",
+    "responsePrefix",
+    "ackReaction",
+    "reactionNotifications",
+    "reactionLevel",
+    "mediaMaxMb",
+    "mediaGroupFlushMs",
+    "trustedLocalFileRoots",
+    "timeoutSeconds",
+    "pollingStallThresholdMs",
+    "retry",
+    "network",
+    "proxy",
+    "webhookPath",
+    "webhookHost",
+    "webhookPort",
+    "webhookCertPath",
+    "actions",
+    "threadBindings",
+    "autoTopicLabel",
+    "execApprovals",
+    "heartbeat",
+    "healthMonitor",
+    "errorPolicy",
+    "errorCooldownMs",
+    "silentErrorReplies",
+];
+
+const DISCORD: &[&str] = &[
+    "name",
+    "capabilities",
+    "commands",
+    "configWrites",
+    "defaultAccount",
+    "defaultTo",
+    "applicationId",
+    "guilds",
+    "dm",
+    "dms",
+    "allowBots",
+    "dangerouslyAllowNameMatching",
+    "mentionAliases",
+    "historyLimit",
+    "dmHistoryLimit",
+    "contextVisibility",
+    "mentionPatterns",
+    "replyToMode",
+    "thread",
+    "threadBindings",
+    "textChunkLimit",
+    "chunkMode",
+    "maxLinesPerMessage",
+    "streamMode",
+    "draftChunk",
+    "blockStreaming",
+    "blockStreamingCoalesce",
+    "markdown",
+    "suppressEmbeds",
+    "responsePrefix",
+    "ackReaction",
+    "ackReactionScope",
+    "reactionNotifications",
+    "mediaMaxMb",
+    "retry",
+    "proxy",
+    "intents",
+    "gatewayInfoTimeoutMs",
+    "gatewayReadyTimeoutMs",
+    "gatewayRuntimeReadyTimeoutMs",
+    "eventQueue",
+    "inboundWorker",
+    "actions",
+    "slashCommand",
+    "agentComponents",
+    "ui",
+    "voice",
+    "pluralkit",
+    "status",
+    "activity",
+    "activityType",
+    "activityUrl",
+    "autoPresence",
+    "execApprovals",
+    "heartbeat",
+    "healthMonitor",
 ];
 
 const AGENT: &[&str] = &[
@@ -153,7 +310,7 @@ const AGENT: &[&str] = &[
     "fastModeDefault",
 ];
 
-/// Whose a key is that no type of this version knows.
+/// Whose a key or word is that no type of this version knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Whose {
     /// Upstream's, and ours in a later version.
@@ -165,19 +322,26 @@ pub(crate) enum Whose {
 
 pub(crate) fn whose(path: &[String]) -> Whose {
     let [section @ .., key] = path else { return Whose::Nobody };
-    if section.is_empty() {
-        return match key.as_str() {
-            key if LATER.contains(&key) => Whose::Later,
-            key if SECTIONS.contains(&key) => Whose::Upstream,
-            _ => Whose::Nobody,
-        };
+    if LATER.iter().any(|later| matches(later, path)) {
+        return Whose::Later;
     }
-    let here = |pattern: &str| {
-        let parts: Vec<&str> = pattern.split('.').collect();
-        parts.len() == section.len() && parts.iter().zip(section).all(|(part, name)| *part == "*" || part == name)
+    let known = match section {
+        [] => SECTIONS.contains(&key.as_str()),
+        section => contains(KEYS, section, key),
     };
-    match KEYS.iter().any(|(pattern, keys)| here(pattern) && keys.contains(&key.as_str())) {
-        true => Whose::Upstream,
-        false => Whose::Nobody,
-    }
+    if known { Whose::Upstream } else { Whose::Nobody }
+}
+
+/// Whose `word` is at `path`, where the types know others.
+pub(crate) fn whose_word(path: &[String], word: &str) -> Whose {
+    if contains(WORDS, path, word) { Whose::Upstream } else { Whose::Nobody }
+}
+
+fn contains(table: &[(&str, &[&str])], path: &[String], name: &str) -> bool {
+    table.iter().any(|(pattern, names)| matches(pattern, path) && names.contains(&name))
+}
+
+fn matches(pattern: &str, path: &[String]) -> bool {
+    let parts: Vec<&str> = pattern.split('.').collect();
+    parts.len() == path.len() && parts.iter().zip(path).all(|(part, name)| *part == "*" || part == name)
 }

@@ -196,6 +196,22 @@ pub(crate) mod millis {
     }
 }
 
+/// As [`millis`], for keys that may be absent.
+pub(crate) mod millis_option {
+    use super::{Deserialize, Deserializer, Duration, Serializer, millis};
+
+    pub(crate) fn serialize<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+        match duration {
+            Some(duration) => millis::serialize(duration, serializer),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+        Ok(Option::<u64>::deserialize(deserializer)?.map(Duration::from_millis))
+    }
+}
+
 /// Durations of keys without a unit in their name: `"60s"`, `"5m"`, `"1h"`, `"500ms"`, or milliseconds as an integer.
 pub(crate) mod span {
     use super::{Deserializer, Duration, NumberOrText, ParseError, Serializer, number_and_unit};

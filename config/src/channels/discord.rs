@@ -1,0 +1,202 @@
+//! `channels.discord`.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use openclaw_proto::ids::AgentId;
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::written::{Placed, SenderList, Streaming, senders, streaming};
+use super::{Account, Channels, DEFAULT_MAX_AGE, DmPolicy, GroupPolicy, UnknownPolicy, account, main_agent};
+use crate::values::{Secret, millis, millis_option};
+
+/// Discord bots: the account `default`, and `accounts`, for which these settings stand too.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Discord {
+    /// Whether Discord bots run. Default true.
+    pub enabled: bool,
+    /// Token of the account `default`, without `Bot `. The bot needs the Message Content intent. Default none: there is no
+    /// such account.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token: Option<Secret>,
+    /// Base URL of the REST API, without `/api/v10`; `https://`, or `http://` to this machine. Default `https://discord.com`.
+    pub api_root: String,
+    /// URL of the gateway, without a query; `wss://`, or `ws://` to this machine. Default: the one that the REST API names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gateway_url: Option<String>,
+    /// Who may write in private. Default `pairing`; `open` needs `"*"` in `allowFrom`.
+    pub dm_policy: DmPolicy,
+    /// Who may write: numeric ids of people, or `"*"` for everybody. Default nobody.
+    #[serde(deserialize_with = "discord_senders")]
+    #[schemars(with = "SenderList")]
+    pub allow_from: Vec<String>,
+    /// Who may write in the channels of servers. Default `allowlist`.
+    pub group_policy: GroupPolicy,
+    /// Who may write in the channels of servers, as in `allowFrom`. Default: those in `allowFrom`.
+    #[serde(deserialize_with = "discord_senders")]
+    #[schemars(with = "SenderList")]
+    pub group_allow_from: Vec<String>,
+    /// In the channels of servers, answer only messages that name the bot or reply to it. Default true.
+    pub require_mention: bool,
+    /// Whether a reply is shown while it is written, by editing the message. Default `off`.
+    #[serde(deserialize_with = "streaming_or_default")]
+    pub streaming: Streaming,
+    /// What becomes of a reply whose sending had no answer. Default `resend`.
+    pub unknown: UnknownPolicy,
+    /// A reply older than this is not sent any more, in milliseconds. Default 24 h; range 1000 to 7 days.
+    #[serde(rename = "maxAgeMs", with = "millis")]
+    #[schemars(with = "u64")]
+    pub max_age: Duration,
+    /// The agent that answers, of `agents.entries`. Default `main`.
+    #[schemars(with = "String")]
+    pub agent_id: AgentId,
+    /// Further bots, by a name of a-z, 0-9, `_` and `-`. Default none.
+    pub accounts: BTreeMap<String, DiscordEntry>,
+}
+
+impl Default for Discord {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            token: None,
+            api_root: "https://discord.com".into(),
+            gateway_url: None,
+            dm_policy: DmPolicy::default(),
+            allow_from: Vec::new(),
+            group_policy: GroupPolicy::default(),
+            group_allow_from: Vec::new(),
+            require_mention: true,
+            streaming: Self::STREAMING,
+            unknown: UnknownPolicy::default(),
+            max_age: DEFAULT_MAX_AGE,
+            agent_id: main_agent(),
+            accounts: BTreeMap::new(),
+        }
+    }
+}
+
+/// One of several Discord bots. What it does not say is taken from `channels.discord`; its token never is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct DiscordEntry {
+    /// Whether this bot runs. Default true.
+    pub enabled: bool,
+    /// Its token, without `Bot `.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token: Option<Secret>,
+    /// Base URL of the REST API, without `/api/v10`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api_root: Option<String>,
+    /// URL of the gateway, without a query.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gateway_url: Option<String>,
+    /// Who may write in private.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dm_policy: Option<DmPolicy>,
+    /// Who may write: numeric ids of people, or `"*"` for everybody.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "own_discord_senders")]
+    #[schemars(with = "Option<SenderList>")]
+    pub allow_from: Option<Vec<String>>,
+    /// Who may write in the channels of servers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group_policy: Option<GroupPolicy>,
+    /// Who may write in the channels of servers, as in `allowFrom`; an empty list: those in `allowFrom`.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "own_discord_senders")]
+    #[schemars(with = "Option<SenderList>")]
+    pub group_allow_from: Option<Vec<String>>,
+    /// In the channels of servers, answer only messages that name the bot or reply to it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub require_mention: Option<bool>,
+    /// Whether a reply is shown while it is written.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "streaming")]
+    pub streaming: Option<Streaming>,
+    /// What becomes of a reply whose sending had no answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unknown: Option<UnknownPolicy>,
+    /// A reply older than this is not sent any more, in milliseconds.
+    #[serde(rename = "maxAgeMs", skip_serializing_if = "Option::is_none", with = "millis_option")]
+    #[schemars(with = "Option<u64>")]
+    pub max_age: Option<Duration>,
+    /// The agent that answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub agent_id: Option<AgentId>,
+}
+
+impl Default for DiscordEntry {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            token: None,
+            api_root: None,
+            gateway_url: None,
+            dm_policy: None,
+            allow_from: None,
+            group_policy: None,
+            group_allow_from: None,
+            require_mention: None,
+            streaming: None,
+            unknown: None,
+            max_age: None,
+            agent_id: None,
+        }
+    }
+}
+
+/// One Discord bot, with the channel's settings where it has none of its own.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DiscordAccount {
+    /// Its name: `default`.
+    pub id: String,
+    /// Of the bot.
+    pub token: Secret,
+    /// Base URL of the REST API, without `/api/v10` or a slash at its end: `https://discord.com`.
+    pub api_root: String,
+    /// URL of the gateway; none: the one that the REST API names.
+    pub gateway_url: Option<String>,
+    /// What all platforms have.
+    pub account: Account,
+}
+
+impl Discord {
+    const STREAMING: Streaming = Streaming::Off;
+
+    /// All that is written, whether it runs or not: the channel's own account first.
+    pub(crate) fn placed(&self) -> Vec<Placed<DiscordAccount>> {
+        let own = DiscordEntry { token: self.token.clone(), ..DiscordEntry::default() };
+        let own = Placed::of_channel("discord", self.enabled, own.token.is_some(), self.over(None, &own));
+        let accounts = self.accounts.iter();
+        let accounts = accounts
+            .map(|(id, entry)| own.entry(id, entry, entry.enabled, entry.token.is_some(), self.over(Some(id), entry)));
+        let mut placed: Vec<_> = accounts.collect();
+        placed.insert(0, own);
+        placed
+    }
+
+    /// A token that is missing becomes an empty one; [`Placed::runs`] tells.
+    fn over(&self, id: Option<&str>, own: &DiscordEntry) -> DiscordAccount {
+        DiscordAccount {
+            id: id.unwrap_or(Channels::DEFAULT_ACCOUNT).to_owned(),
+            token: own.token.clone().unwrap_or_else(|| Secret::new("")),
+            api_root: own.api_root.as_ref().unwrap_or(&self.api_root).trim_end_matches('/').to_owned(),
+            gateway_url: own.gateway_url.as_ref().or(self.gateway_url.as_ref()).cloned(),
+            account: account!(own, self),
+        }
+    }
+}
+
+const PREFIXES: &[&str] = &["discord:"];
+
+fn discord_senders<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    senders(deserializer, PREFIXES)
+}
+
+fn own_discord_senders<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
+    senders(deserializer, PREFIXES).map(Some)
+}
+
+fn streaming_or_default<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Streaming, D::Error> {
+    Ok(streaming(deserializer)?.unwrap_or(Discord::STREAMING))
+}
