@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use openclaw_proto::http::ErrorCode;
-use openclaw_proto::ids::{InstanceId, SeqNum, SessionKey, TurnId};
+use openclaw_proto::ids::{ChannelAccount, InstanceId, SeqNum, SessionKey, TurnId};
 use openclaw_proto::raft as pb;
 use openclaw_proto::state;
 use tokio::sync::{mpsc, oneshot};
@@ -98,6 +98,46 @@ impl View {
     /// The disk's, or damaged rows.
     pub fn instances(&self) -> Result<Vec<state::Instance>, TableError> {
         read::instances(&self.tables)
+    }
+
+    /// Who runs which channel account.
+    ///
+    /// # Errors
+    /// [`TableError`] when the disk cannot be read.
+    pub fn leases(&self) -> Result<Vec<state::Lease>, TableError> {
+        read::leases(&self.tables)
+    }
+
+    /// Where the account's owner stands with its platform.
+    ///
+    /// # Errors
+    /// [`TableError`] when the disk cannot be read.
+    pub fn cursor(&self, account: &ChannelAccount) -> Result<Option<state::Cursor>, TableError> {
+        read::cursor(&self.tables, account)
+    }
+
+    /// At most `limit` intents of an account, oldest first, those after `after`.
+    ///
+    /// # Errors
+    /// [`TableError`] when the disk cannot be read.
+    pub fn outbox(&self, account: &ChannelAccount, after: u64, limit: usize) -> Result<Vec<state::Intent>, TableError> {
+        read::outbox(&self.tables, account, after, limit)
+    }
+
+    /// Those who wait for approval, and those who have it; of one account or of all.
+    ///
+    /// # Errors
+    /// [`TableError`] when the disk cannot be read.
+    pub fn pairings(&self, account: Option<&ChannelAccount>) -> Result<Vec<state::Pairing>, TableError> {
+        read::pairings(&self.tables, account.map(ChannelAccount::as_str))
+    }
+
+    /// Whether somebody was approved.
+    ///
+    /// # Errors
+    /// [`TableError`] when the disk cannot be read.
+    pub fn is_paired(&self, account: &ChannelAccount, sender_id: &str) -> Result<bool, TableError> {
+        read::is_paired(&self.tables, account, sender_id)
     }
 
     /// SHA-256 over all rows: equal wherever the same log was applied.

@@ -89,6 +89,7 @@ pub(super) async fn accept(gateway: &Gateway, headers: &HeaderMap, incoming: Inc
         model: incoming.model.unwrap_or_default().to_owned(),
         runner: runner.into(),
         max_queued: gateway.parts().max_queued,
+        ..Accept::default()
     };
     let Committed { index, value } = gateway.store().accept(command, gateway.limits().request).await?;
     let id = match value {

@@ -3,6 +3,7 @@
 //! Start: data directory and listeners, consensus, the store over it, turns, then HTTP. Stop, in this order: not ready,
 //! running turns end or are parked, leadership is handed over, HTTP, consensus, storage.
 
+mod channels;
 mod view;
 
 use std::io;
@@ -13,22 +14,26 @@ use std::time::Duration;
 
 use openclaw_config::storage::Backend;
 use openclaw_config::{Config, Loaded};
-use openclaw_proto::ids::InstanceId;
+use openclaw_proto::ids::{ChannelAccount, InstanceId};
 use openclaw_raft::network::security::TlsFiles;
 use openclaw_raft::{
     Formation, FormationError, Links, Node, OpenError, Options, Over, Running, Security, StartError, Timing,
 };
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use crate::agent::turn;
 use crate::api::{self, Gateway, Parts, server};
+use crate::channels::health::Health;
+use crate::channels::intake::Context;
+use crate::channels::supervisor::{self, Configured, Supervisor};
 use crate::cluster::readiness::Readiness;
-use crate::cluster::{expiry, session};
+use crate::cluster::validity::Validity;
+use crate::cluster::{expiry, placement, session};
 use crate::maintenance;
 use crate::metrics::Metrics;
 use crate::models::Models;
@@ -82,6 +87,8 @@ struct App {
     streams: CancellationToken,
     listeners: CancellationToken,
     tasks: CancellationToken,
+    channels: JoinHandle<()>,
+    channels_stopped: CancellationToken,
     servers: JoinSet<()>,
     workers: JoinSet<()>,
 }
@@ -112,7 +119,8 @@ impl App {
 
         let (streams, listeners, tasks) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
-        let store: Arc<dyn SessionStore> = Arc::new(RaftStore::new(node.clone(), metrics.clone()));
+        let raft_store = Arc::new(RaftStore::new(node.clone(), metrics.clone()));
+        let store: Arc<dyn SessionStore> = raft_store.clone();
         let hub = Hub::new(live::Limits::default());
         let follow = Follow::new(
             instance_id.clone(),
@@ -138,26 +146,48 @@ impl App {
         );
         let load = runner.load();
 
-        let description = describe(&config, &node, &data_dir)?;
+        let accounts = channels::configured(&config.channels)?;
+        let description = describe(&config, &node, &data_dir, &accounts)?;
         let lease = &config.cluster.lease;
+        let validity = Validity::start(lease.validity, lease.stop_budget)
+            .map_err(|error| Stopped::Fatal(format!("no thread to watch leases: {error}")))?;
         let options = session::Options { renew: lease.renew, deadline: lease.validity };
-        let (session, keeping) = session::keep(node.clone(), description, options, tasks.clone());
+        let (session, keeping) = session::keep(node.clone(), description, options, validity.clone(), tasks.clone());
         let readiness = Readiness::new(node.clone(), session.clone(), tasks.clone());
 
         let mut workers = JoinSet::new();
         workers.spawn(keeping);
         let expiry = expiry::Options { wait: lease.wait, max_attempts: config.session.max_attempts };
         workers.spawn(expiry::run(node.clone(), expiry, tasks.clone()));
+        workers.spawn(placement::run(node.clone(), config.cluster.failback.after, tasks.clone()));
         workers.spawn(maintenance::sweep(node.clone(), tasks.clone()));
         workers.spawn(watch_raft(node.clone(), metrics.clone(), tasks.clone()));
-        let until = tasks.clone();
+        let (until, registering) = (tasks.clone(), session.clone());
         workers.spawn(async move {
             // Before its own registration is applied here, the state still names the process before it: a turn run under
             // that one's token would stream under ids that its readers have seen.
-            if until.run_until_cancelled(session.registered()).await.is_some() {
+            if until.run_until_cancelled(registering.registered()).await.is_some() {
                 runner.run(until).await;
             }
         });
+
+        let health = Health::default();
+        let supervisor = Supervisor {
+            context: Context {
+                me: instance_id.clone(),
+                store: raft_store,
+                models: models.clone(),
+                agents: config.agents.clone(),
+                session: config.session.clone(),
+                max_queued: config.messages.queue.cap,
+            },
+            validity,
+            session: session.clone(),
+            health,
+            accounts,
+        };
+        let channels_stopped = CancellationToken::new();
+        let channels = tokio::spawn(supervisor.run(channels_stopped.clone()));
 
         let view = view::View { node: node.clone(), readiness: readiness.clone(), load: load.clone() };
         let server_options = server::Options::from(&config.gateway.limits);
@@ -201,7 +231,19 @@ impl App {
             Err(error) => tracing::warn!(path = %socket.display(), %error, "no admin socket"),
         }
         warn_of_few_voters(&config);
-        Ok(Self { node, running, readiness, load, streams, listeners, tasks, servers, workers })
+        Ok(Self {
+            node,
+            running,
+            readiness,
+            load,
+            streams,
+            listeners,
+            tasks,
+            channels,
+            channels_stopped,
+            servers,
+            workers,
+        })
     }
 
     async fn run(mut self) -> Result<(), Stopped> {
@@ -242,6 +284,11 @@ impl App {
                 reported = running;
             }
             sleep(Duration::from_millis(20)).await;
+        }
+        // Each account was let go as soon as this instance drained; what nobody else could take stops now.
+        self.channels_stopped.cancel();
+        if timeout(STOP_TASKS, self.channels).await.is_err() {
+            tracing::warn!("the channels did not stop in time");
         }
         self.readiness.give_up_leadership().await;
         self.streams.cancel();
@@ -323,7 +370,13 @@ fn http_address(config: &Config) -> String {
     config.http_address().map(|address| address.to_string()).unwrap_or_default()
 }
 
-fn describe(config: &Config, node: &Node, data_dir: &Path) -> Result<session::Description, Stopped> {
+fn describe(
+    config: &Config,
+    node: &Node,
+    data_dir: &Path,
+    accounts: &[Configured],
+) -> Result<session::Description, Stopped> {
+    let accounts: Vec<ChannelAccount> = accounts.iter().map(|one| one.channel.account().clone()).collect();
     let boot_id = uuid::Uuid::new_v4().simple().to_string();
     let previous_boot_id = session::exchange_boot_id(data_dir, &boot_id)
         .map_err(|error| Stopped::Storage(format!("{}: {error}", data_dir.display())))?;
@@ -337,6 +390,8 @@ fn describe(config: &Config, node: &Node, data_dir: &Path) -> Result<session::De
             .or_else(|| own.map(|own| own.peer_addr))
             .unwrap_or_else(|| config.cluster.peer.listen.to_string()),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        preferred: supervisor::preferred(&config.cluster, node.instance_id(), &accounts),
+        accounts: accounts.into_iter().map(String::from).collect(),
     })
 }
 

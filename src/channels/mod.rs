@@ -8,12 +8,24 @@
 //! Whoever polls or holds a connection does so for a [`Tenure`]: the time in which this instance owns the account's
 //! lease. Nothing may be sent or asked of the platform after its end, so every call is bounded by it.
 
+pub mod commands;
+pub mod delivery;
+pub mod health;
+pub mod intake;
+pub mod policy;
+pub mod supervisor;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use openclaw_proto::ids::ChannelAccount;
 use tokio_util::sync::CancellationToken;
 
+use crate::cluster::validity::Stretch;
 use crate::message::{InboundMessage, Piece, ReplyAddress};
 
 /// The time in which this instance owns an account's lease.
@@ -23,6 +35,26 @@ pub struct Tenure {
     pub fencing_token: u64,
     /// Cancelled when this instance owns the account no more, or is about to lose it: calls under way are dropped.
     pub ended: CancellationToken,
+    /// None in tests of a channel alone.
+    stretch: Option<Stretch>,
+}
+
+impl Tenure {
+    pub fn new(fencing_token: u64, ended: CancellationToken, stretch: Stretch) -> Self {
+        Self { fencing_token, ended, stretch: Some(stretch) }
+    }
+
+    /// One that ends only when it is told to.
+    #[cfg(test)]
+    pub fn endless(fencing_token: u64) -> Self {
+        Self { fencing_token, ended: CancellationToken::new(), stretch: None }
+    }
+
+    /// Whether it is over by the clock, told or not: for the moment after a pause of the process. Asked right before
+    /// anything is sent to the platform.
+    pub fn is_over(&self) -> bool {
+        self.ended.is_cancelled() || self.stretch.as_ref().is_some_and(Stretch::is_over)
+    }
 }
 
 /// Takes what a channel receives; written under the tenure's fencing token.

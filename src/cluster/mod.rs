@@ -1,12 +1,16 @@
 //! This instance as a member: that it lives, whether it takes work, and who else does.
 //!
 //! [`session`] keeps this instance's row in the replicated state alive; [`expiry`], where the leader is, ends the rows of
-//! instances that fell silent, which hands their turns to others; [`readiness`] is what this instance says of itself.
+//! instances that fell silent, which hands their turns and channels to others; [`validity`] is how long this one may act as an
+//! owner; [`placement`], where the leader is, sends channels to who should run them; [`readiness`] is what this instance says
+//! of itself.
 //! Nothing here knows sessions or HTTP. Commands go to the node, state comes from it.
 
 pub mod expiry;
+pub mod placement;
 pub mod readiness;
 pub mod session;
+pub mod validity;
 
 use openclaw_proto::ids::{InstanceId, SessionKey};
 use openclaw_proto::state::Instance;

@@ -15,6 +15,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
+use super::validity::{self, Validity};
+
 /// Between attempts to register.
 const AGAIN: Duration = Duration::from_millis(250);
 /// Between log lines about an attempt that keeps failing.
@@ -29,6 +31,9 @@ pub struct Description {
     pub http_addr: String,
     pub peer_addr: String,
     pub version: String,
+    /// Channel accounts that it can run, and those of them that it should.
+    pub accounts: Vec<String>,
+    pub preferred: Vec<String>,
 }
 
 /// How often, and how long an answer may take.
@@ -65,6 +70,12 @@ impl Session {
     pub fn is_draining(&self) -> bool {
         *self.draining.borrow()
     }
+
+    /// One that nobody keeps.
+    #[cfg(test)]
+    pub fn for_tests(epoch: u64) -> Self {
+        Self { epoch: watch::channel(Some(epoch)).1, draining: std::sync::Arc::new(watch::Sender::new(false)) }
+    }
 }
 
 /// Takes the boot id that the process before left, and leaves this one's.
@@ -95,12 +106,13 @@ pub fn keep(
     node: Node,
     description: Description,
     options: Options,
+    validity: Validity,
     shutdown: CancellationToken,
 ) -> (Session, impl Future<Output = ()> + Send) {
     let (sender, epoch) = watch::channel(None);
     let draining = std::sync::Arc::new(watch::Sender::new(false));
     let session = Session { epoch, draining: draining.clone() };
-    let keeper = Keeper { node, description, options, epoch: sender, draining };
+    let keeper = Keeper { node, description, options, validity, epoch: sender, draining };
     let task = async move {
         shutdown.run_until_cancelled_owned(keeper.run()).await;
     };
@@ -111,6 +123,7 @@ struct Keeper {
     node: Node,
     description: Description,
     options: Options,
+    validity: Validity,
     epoch: watch::Sender<Option<u64>>,
     draining: std::sync::Arc<watch::Sender<bool>>,
 }
@@ -121,6 +134,7 @@ impl Keeper {
             let epoch = self.register().await;
             self.epoch.send_replace(Some(epoch));
             self.renew(epoch).await;
+            self.validity.lost();
             self.epoch.send_replace(None);
         }
     }
@@ -140,12 +154,16 @@ impl Keeper {
                 peer_addr: self.description.peer_addr.clone(),
                 version: self.description.version.clone(),
                 previous_boot_id: self.description.previous_boot_id.clone(),
+                accounts: self.description.accounts.clone(),
+                preferred: self.description.preferred.clone(),
             });
+            let asked = validity::now();
             let reason = match self.propose(command).await {
                 Ok((index, outcome::Kind::InstanceRegistered(registered))) => {
                     // Whoever acts on the registration reads this instance's state.
                     match self.node.read_at_least(index, self.options.deadline).await {
                         Ok(_) => {
+                            self.validity.confirmed(registered.epoch, asked);
                             tracing::info!(epoch = registered.epoch, "registered");
                             return registered.epoch;
                         }
@@ -193,8 +211,9 @@ impl Keeper {
             renewal += 1;
             let instance_id = self.node.instance_id().as_str().to_owned();
             let command = command::Kind::RenewInstance(RenewInstance { instance_id, epoch, renewal });
+            let asked = validity::now();
             match self.propose(command).await {
-                Ok((_, outcome::Kind::Done(_))) => {}
+                Ok((_, outcome::Kind::Done(_))) => self.validity.confirmed(epoch, asked),
                 Ok((index, _)) => match self.still_lives(epoch, index).await {
                     Some(known) => renewal = renewal.max(known),
                     None => {

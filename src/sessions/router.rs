@@ -6,8 +6,11 @@
 //!   upper case, spaces, too long - stands there as `sha256-<hash>`, so that no two users share a conversation;
 //! - else the agent's main conversation, `agent:<agent>:main`.
 
+use openclaw_config::session::{DmScope, GroupScope};
 use openclaw_proto::ids::{AgentId, ParseError, SessionKey};
 use sha2::{Digest, Sha256};
+
+use crate::message::{InboundMessage, Place};
 
 /// The agent that is always there.
 pub const MAIN_AGENT: &str = "main";
@@ -72,6 +75,35 @@ pub fn route(address: Address<'_>) -> Result<Route, RouteError> {
     };
     let session_key = SessionKey::parse(key).map_err(|error| RouteError::Field { field: "user", error })?;
     Ok(Route { session_key, agent_id })
+}
+
+/// The conversation that a channel's message belongs to, in upstream's names.
+///
+/// # Errors
+/// [`RouteError`] when the platform's ids do not fit into a key.
+pub fn route_message(
+    message: &InboundMessage,
+    agent: &AgentId,
+    dm: DmScope,
+    group: GroupScope,
+) -> Result<SessionKey, RouteError> {
+    let (channel, account) = (message.account.channel(), message.account.account());
+    let main = || format!("agent:{agent}:main");
+    let key = match &message.place {
+        Place::Direct { peer } => match dm {
+            DmScope::Main => main(),
+            DmScope::PerPeer => format!("agent:{agent}:direct:{peer}"),
+            DmScope::PerChannelPeer => format!("agent:{agent}:{channel}:direct:{peer}"),
+            DmScope::PerAccountChannelPeer => format!("agent:{agent}:{channel}:{account}:direct:{peer}"),
+        },
+        Place::Group { id, topic } => match (group, topic) {
+            (GroupScope::Main, _) => main(),
+            (GroupScope::PerGroup, None) => format!("agent:{agent}:{channel}:group:{id}"),
+            (GroupScope::PerGroup, Some(topic)) => format!("agent:{agent}:{channel}:group:{id}:topic:{topic}"),
+        },
+    };
+    SessionKey::parse(key.to_lowercase())
+        .map_err(|error| RouteError::Field { field: "the place of the message", error })
 }
 
 fn agent(text: &str) -> Result<AgentId, RouteError> {

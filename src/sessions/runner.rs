@@ -130,6 +130,7 @@ impl Runner {
                 event = events.next() => match event {
                     Some(Event::TurnRunnable(turn)) => self.runnable(&turn),
                     Some(Event::TurnEnded(turn)) => self.turn_ended(&turn),
+                    Some(Event::LeaseChanged(_) | Event::OutboxChanged { .. }) => {}
                     Some(Event::Lagged) => {
                         warn!("events were missed; reading the state again");
                         self.shared.hub.recheck();

@@ -54,6 +54,7 @@ fn message(session: &str, external_id: &str) -> Accept {
         model: String::new(),
         runner: RUNNER.into(),
         max_queued: 10,
+        ..Accept::default()
     }
 }
 

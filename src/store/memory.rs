@@ -8,15 +8,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::future::BoxFuture;
 use futures::stream::{BoxStream, StreamExt};
-use openclaw_proto::ids::{InstanceId, SeqNum, SessionKey, TurnId};
+use openclaw_proto::ids::{ChannelAccount, InstanceId, SeqNum, SessionKey, TurnId};
 use openclaw_proto::state::command::Kind as Command;
 use openclaw_proto::state::outcome::Kind as Outcome;
-use openclaw_proto::state::{Entry, RegisterInstance, Session, Turn};
+use openclaw_proto::state::{Cursor, Entry, Instance, Intent, Lease, Pairing, RegisterInstance, Session, Turn};
 use openclaw_raft::state_machine::{self, LogPosition, MemoryTables, TableError, read};
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
 use tokio_stream::wrappers::BroadcastStream;
 
+use super::channels::ChannelStore;
 use super::{CommitError, Committed, Consistency, Event, Read, ReadError, SessionStore};
 
 /// Events that a subscriber may be behind.
@@ -91,6 +92,8 @@ impl MemoryStore {
                 state_machine::Event::TurnRunnable(turn) => Event::TurnRunnable(turn),
                 state_machine::Event::TurnEnded(turn) => Event::TurnEnded(turn),
                 state_machine::Event::StateReplaced => Event::Lagged,
+                state_machine::Event::LeaseChanged(lease) => Event::LeaseChanged(lease),
+                state_machine::Event::OutboxChanged { account, id } => Event::OutboxChanged { account, id },
                 state_machine::Event::InstanceLive { .. } | state_machine::Event::InstanceGone { .. } => continue,
             };
             // Nobody has to listen.
@@ -203,6 +206,38 @@ impl SessionStore for MemoryStore {
 
     fn events(&self) -> BoxStream<'static, Event> {
         BroadcastStream::new(self.inner.events.subscribe()).map(|event| event.unwrap_or(Event::Lagged)).boxed()
+    }
+}
+
+impl MemoryStore {
+    fn now<T>(&self, read: impl FnOnce(&MemoryTables) -> Result<T, TableError>) -> Result<T, ReadError> {
+        read(&self.inner.state.lock().tables).map_err(|error| ReadError::Storage(error.to_string()))
+    }
+}
+
+impl ChannelStore for MemoryStore {
+    fn leases(&self) -> Result<Vec<Lease>, ReadError> {
+        self.now(|tables| read::leases(tables))
+    }
+
+    fn instances(&self) -> Result<Vec<Instance>, ReadError> {
+        self.now(|tables| read::instances(tables))
+    }
+
+    fn cursor(&self, account: &ChannelAccount) -> Result<Option<Cursor>, ReadError> {
+        self.now(|tables| read::cursor(tables, account))
+    }
+
+    fn outbox(&self, account: &ChannelAccount, after: u64, limit: usize) -> Result<Vec<Intent>, ReadError> {
+        self.now(|tables| read::outbox(tables, account, after, limit))
+    }
+
+    fn pairings(&self, account: Option<&ChannelAccount>) -> Result<Vec<Pairing>, ReadError> {
+        self.now(|tables| read::pairings(tables, account.map(ChannelAccount::as_str)))
+    }
+
+    fn is_paired(&self, account: &ChannelAccount, sender_id: &str) -> Result<bool, ReadError> {
+        self.now(|tables| read::is_paired(tables, account, sender_id))
     }
 }
 

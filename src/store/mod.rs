@@ -6,6 +6,7 @@
 //! adapters take them to where they are kept: [`raft`] replicates them, [`memory`] holds them in one process for
 //! tests. Every adapter passes the tests in `contract`.
 
+pub mod channels;
 #[cfg(test)]
 mod contract;
 mod error;
@@ -22,7 +23,7 @@ use openclaw_proto::ids::{InstanceId, SeqNum, SessionKey, TurnId};
 use openclaw_proto::state::command::Kind as Command;
 use openclaw_proto::state::outcome::Kind as Outcome;
 use openclaw_proto::state::{
-    Accept, AppendEntry, Cancel, Complete, DeleteSession, Entry, Fail, ResetSession, Session, Turn, TurnState,
+    Accept, AppendEntry, Cancel, Complete, DeleteSession, Entry, Fail, Lease, ResetSession, Session, Turn, TurnState,
 };
 
 /// What a read must reflect.
@@ -67,6 +68,10 @@ pub enum Event {
     TurnRunnable(Turn),
     /// The turn is done, failed or cancelled.
     TurnEnded(Turn),
+    /// An account has another owner, or shall have.
+    LeaseChanged(Lease),
+    /// An intent is new, or what became of it is.
+    OutboxChanged { account: String, id: u64 },
     /// Some are missing - the reader was too slow, or a snapshot replaced the state: read the state instead.
     Lagged,
 }
@@ -151,7 +156,10 @@ impl dyn SessionStore {
             | Outcome::InstanceTaken(_)
             | Outcome::Done(_)
             | Outcome::Stale(_)
-            | Outcome::Swept(_)) => return Err(unexpected("accept", other).into()),
+            | Outcome::Swept(_)
+            | Outcome::ModelSet(_)
+            | Outcome::Enqueued(_)
+            | Outcome::Paired(_)) => return Err(unexpected("accept", other).into()),
         };
         Ok(Committed { index, value })
     }
@@ -260,7 +268,10 @@ impl dyn SessionStore {
             | Outcome::InstanceTaken(_)
             | Outcome::Done(_)
             | Outcome::Stale(_)
-            | Outcome::Swept(_)) => Err(unexpected(name, other).into()),
+            | Outcome::Swept(_)
+            | Outcome::ModelSet(_)
+            | Outcome::Enqueued(_)
+            | Outcome::Paired(_)) => Err(unexpected(name, other).into()),
         }
     }
 
@@ -290,7 +301,10 @@ impl dyn SessionStore {
             | Outcome::InstanceTaken(_)
             | Outcome::Done(_)
             | Outcome::Stale(_)
-            | Outcome::Swept(_)) => Err(unexpected(name, other).into()),
+            | Outcome::Swept(_)
+            | Outcome::ModelSet(_)
+            | Outcome::Enqueued(_)
+            | Outcome::Paired(_)) => Err(unexpected(name, other).into()),
         }
     }
 }

@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::stream::{BoxStream, StreamExt};
-use openclaw_proto::ids::{InstanceId, SeqNum, SessionKey, TurnId};
+use openclaw_proto::ids::{ChannelAccount, InstanceId, SeqNum, SessionKey, TurnId};
 use openclaw_proto::state::command::Kind as Command;
 use openclaw_proto::state::outcome::Kind as Outcome;
-use openclaw_proto::state::{Entry, Session, Turn};
+use openclaw_proto::state::{Cursor, Entry, Instance, Intent, Lease, Pairing, Session, Turn};
 use openclaw_raft::{Node, ProposeError, TableError, View};
 use tokio::time::{Instant, timeout_at};
 use tokio_stream::wrappers::BroadcastStream;
 
+use super::channels::ChannelStore;
 use super::{CommitError, Committed, Consistency, Event, Read, ReadError, SessionStore};
 use crate::metrics::Metrics;
 
@@ -181,11 +182,45 @@ impl SessionStore for RaftStore {
             std::future::ready(match event {
                 Ok(openclaw_raft::Event::TurnRunnable(turn)) => Some(Event::TurnRunnable(turn)),
                 Ok(openclaw_raft::Event::TurnEnded(turn)) => Some(Event::TurnEnded(turn)),
+                Ok(openclaw_raft::Event::LeaseChanged(lease)) => Some(Event::LeaseChanged(lease)),
+                Ok(openclaw_raft::Event::OutboxChanged { account, id }) => Some(Event::OutboxChanged { account, id }),
                 Ok(openclaw_raft::Event::StateReplaced) | Err(_) => Some(Event::Lagged),
                 Ok(openclaw_raft::Event::InstanceLive { .. } | openclaw_raft::Event::InstanceGone { .. }) => None,
             })
         });
         concerning_turns.boxed()
+    }
+}
+
+impl RaftStore {
+    fn now<T>(&self, read: impl FnOnce(&View) -> Result<T, TableError>) -> Result<T, ReadError> {
+        read(&self.node.read_local()).map_err(|error| ReadError::Storage(error.to_string()))
+    }
+}
+
+impl ChannelStore for RaftStore {
+    fn leases(&self) -> Result<Vec<Lease>, ReadError> {
+        self.now(View::leases)
+    }
+
+    fn instances(&self) -> Result<Vec<Instance>, ReadError> {
+        self.now(View::instances)
+    }
+
+    fn cursor(&self, account: &ChannelAccount) -> Result<Option<Cursor>, ReadError> {
+        self.now(|view| view.cursor(account))
+    }
+
+    fn outbox(&self, account: &ChannelAccount, after: u64, limit: usize) -> Result<Vec<Intent>, ReadError> {
+        self.now(|view| view.outbox(account, after, limit))
+    }
+
+    fn pairings(&self, account: Option<&ChannelAccount>) -> Result<Vec<Pairing>, ReadError> {
+        self.now(|view| view.pairings(account))
+    }
+
+    fn is_paired(&self, account: &ChannelAccount, sender_id: &str) -> Result<bool, ReadError> {
+        self.now(|view| view.is_paired(account, sender_id))
     }
 }
 

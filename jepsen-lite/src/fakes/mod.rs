@@ -28,7 +28,6 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
 use behaviour::{Behaviour, Fault};
-use connection::serve;
 pub use record::{Ended, Recorded};
 use record::{Record, Running};
 

@@ -1,0 +1,309 @@
+//! What was committed, on its way to the platform: by the account's owner alone, each chat in its order.
+//!
+//! Before a piece is sent it is claimed, and afterwards its fate is committed, both under the owner's token. So a piece is
+//! sent twice only if its fate is not known - no answer came, or the owner died in between - and the account's policy says
+//! so. The deadline of the tenure is asked of the clock right before each call.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use openclaw_config::channels::{Account, UnknownPolicy};
+use openclaw_proto::ids::{ChannelAccount, SeqNum, SessionKey};
+use openclaw_proto::state::update_intent::Step;
+use openclaw_proto::state::{Intent, IntentState};
+use parking_lot::Mutex;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until};
+use tracing::{debug, info, warn};
+
+use super::{Channel, SendError, SendKey, Tenure};
+use crate::message::{Piece, ReplyAddress};
+use crate::store::channels::{ChannelStore, OwnerError};
+use crate::store::{CommitError, Consistency, Event};
+
+/// Of one commit or read.
+const STORE: Duration = Duration::from_secs(5);
+/// Events may be missed, and time passes: the outbox is looked at anyway.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Intents looked at in one go.
+const PAGE: usize = 256;
+/// Chats that are delivered to at once.
+const MAX_CHATS: usize = 32;
+/// Attempts at one piece that certainly was not sent.
+const MAX_ATTEMPTS: u32 = 20;
+
+/// How fast a platform takes messages of one account.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// Between two messages to one chat.
+    pub per_chat: Duration,
+    /// Between two messages of the account.
+    pub overall: Duration,
+}
+
+/// Delivers what one account has to send, for one tenure.
+pub struct Delivery {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    store: Arc<dyn ChannelStore>,
+    channel: Arc<dyn Channel>,
+    settings: Account,
+    tenure: Tenure,
+    pace: Pace,
+    next_send: Mutex<Instant>,
+}
+
+/// Why a chat's delivery stopped.
+enum Stop {
+    /// The tenure is over, or the account another's.
+    Over,
+    /// Nothing can be done before then.
+    Until(Instant),
+}
+
+impl Delivery {
+    pub fn new(
+        store: Arc<dyn ChannelStore>,
+        channel: Arc<dyn Channel>,
+        settings: Account,
+        tenure: Tenure,
+        pace: Pace,
+    ) -> Self {
+        let next_send = Mutex::new(Instant::now());
+        Self { shared: Arc::new(Shared { store, channel, settings, tenure, pace, next_send }) }
+    }
+
+    /// Runs until the tenure ends; what is being sent then is dropped.
+    pub async fn run(self) {
+        let ended = self.shared.tenure.ended.clone();
+        ended.run_until_cancelled(self.deliver()).await;
+    }
+
+    async fn deliver(self) {
+        let account = self.shared.channel.account().clone();
+        let mut events = self.shared.store.events();
+        let mut busy: BTreeMap<String, Instant> = BTreeMap::new();
+        let mut chats: JoinSet<(String, Stop)> = JoinSet::new();
+        loop {
+            let now = Instant::now();
+            busy.retain(|_, until| *until > now);
+            for (chat, intents) in self.waiting(&account) {
+                if !busy.contains_key(&chat) && chats.len() < MAX_CHATS {
+                    // Until its task ends, and says how long.
+                    busy.insert(chat.clone(), now + Duration::from_secs(24 * 60 * 60));
+                    let shared = self.shared.clone();
+                    chats.spawn(async move {
+                        let stop = shared.deliver_chat(intents).await;
+                        (chat, stop)
+                    });
+                }
+            }
+            let soonest = busy.values().min().copied().unwrap_or(now + LOOK_EVERY).min(now + LOOK_EVERY);
+            tokio::select! {
+                event = events.next() => match event {
+                    Some(Event::OutboxChanged { .. } | Event::Lagged) => {}
+                    Some(Event::TurnRunnable(_) | Event::TurnEnded(_) | Event::LeaseChanged(_)) => continue,
+                    None => return,
+                },
+                Some(done) = chats.join_next() => match done {
+                    Ok((_, Stop::Over)) => return,
+                    Ok((chat, Stop::Until(at))) => { busy.insert(chat, at); }
+                    Err(error) => warn!(%account, %error, "a delivery ended unexpectedly"),
+                },
+                () = sleep_until(soonest) => {}
+            }
+        }
+    }
+
+    /// What can be sent, by chat, in order. A chat whose first intent waits for an operator or has failed goes on with
+    /// the next.
+    fn waiting(&self, account: &ChannelAccount) -> BTreeMap<String, Vec<Intent>> {
+        let mut chats: BTreeMap<String, Vec<Intent>> = BTreeMap::new();
+        let mut after = 0;
+        loop {
+            let page = match self.shared.store.outbox(account, after, PAGE) {
+                Ok(page) => page,
+                Err(error) => {
+                    warn!(%account, %error, "the outbox cannot be read");
+                    return chats;
+                }
+            };
+            let Some(last) = page.last() else { return chats };
+            after = last.id;
+            let full = page.len() == PAGE;
+            for intent in page {
+                let held =
+                    intent.state() == IntentState::Unknown && self.shared.settings.unknown == UnknownPolicy::Hold;
+                if intent.state() != IntentState::Failed && !held {
+                    let chat = intent.to.as_ref().map(|to| to.chat.clone()).unwrap_or_default();
+                    chats.entry(chat).or_default().push(intent);
+                }
+            }
+            if !full {
+                return chats;
+            }
+        }
+    }
+}
+
+impl Shared {
+    async fn deliver_chat(&self, intents: Vec<Intent>) -> Stop {
+        for intent in intents {
+            if let Err(stop) = self.deliver_one(intent).await {
+                return stop;
+            }
+        }
+        // New ones may have come: look again at once.
+        Stop::Until(Instant::now())
+    }
+
+    async fn deliver_one(&self, mut intent: Intent) -> Result<(), Stop> {
+        let id = intent.id;
+        let Some(to) = intent.to.as_ref().and_then(address) else {
+            return self.say(id, Step::Failed("it has no address".to_owned())).await;
+        };
+        match intent.state() {
+            IntentState::Sending if intent.fencing_token == self.tenure.fencing_token => {
+                // Claimed by this owner, whose call was dropped with its answer.
+                self.say(id, Step::Unknown("no answer came".to_owned())).await?;
+            }
+            IntentState::Sending => {
+                info!(account = %to.account, intent = id, "the owner before was sending this: unknown");
+                self.say(id, Step::Unknown("its owner was lost while it was sent".to_owned())).await?;
+            }
+            IntentState::Pending | IntentState::Unknown => {}
+            IntentState::Failed | IntentState::Unspecified => return Ok(()),
+        }
+        if intent.state() == IntentState::Sending && self.settings.unknown == UnknownPolicy::Hold {
+            return Ok(());
+        }
+        let pieces = match self.pieces(&intent).await {
+            Ok(pieces) => pieces,
+            Err(Some(reason)) => return self.say(id, Step::Failed(reason)).await,
+            Err(None) => return Err(Stop::Until(Instant::now() + LOOK_EVERY)),
+        };
+        while let Some(piece) = pieces.get(intent.pieces_sent as usize) {
+            let age = age(intent.created_ms);
+            if age > self.settings.max_age {
+                return self
+                    .say(id, Step::Failed(format!("it is {} s old, and not sent any more", age.as_secs())))
+                    .await;
+            }
+            if intent.attempts >= MAX_ATTEMPTS {
+                return self
+                    .say(id, Step::Failed(format!("not sent in {MAX_ATTEMPTS} attempts: {}", intent.error)))
+                    .await;
+            }
+            self.say(id, Step::Claimed(true)).await?;
+            let last = intent.pieces_sent as usize + 1 == pieces.len();
+            self.wait_for_pace().await;
+            if self.tenure.is_over() {
+                return Err(Stop::Over);
+            }
+            let key = SendKey { intent_id: id, piece: intent.pieces_sent };
+            match self.channel.send(&to, piece, &key).await {
+                Ok(sent) if last => return self.delivered(id, sent.message_id).await,
+                Ok(sent) => {
+                    self.say(id, Step::Sent(sent.message_id)).await?;
+                    intent.pieces_sent += 1;
+                    intent.attempts = 0;
+                    sleep(self.pace.per_chat).await;
+                }
+                Err(SendError::Refused(reason)) => {
+                    warn!(account = %to.account, intent = id, reason, "the platform refuses a message");
+                    return self.say(id, Step::Failed(reason)).await;
+                }
+                Err(SendError::Later { reason, after }) => {
+                    debug!(account = %to.account, intent = id, reason, ?after, "not sent yet");
+                    self.say(id, Step::Unsent(reason)).await?;
+                    return Err(Stop::Until(Instant::now() + after));
+                }
+                Err(SendError::Unknown(reason)) => {
+                    warn!(account = %to.account, intent = id, reason, "a message may or may not have been sent");
+                    self.say(id, Step::Unknown(reason)).await?;
+                    if self.settings.unknown == UnknownPolicy::Hold {
+                        return Ok(());
+                    }
+                    return Err(Stop::Until(Instant::now() + LOOK_EVERY));
+                }
+            }
+        }
+        // Rendered otherwise by another release, it has fewer pieces than were sent.
+        self.say(id, Step::Claimed(true)).await?;
+        self.delivered(id, String::new()).await
+    }
+
+    async fn delivered(&self, id: u64, message_id: String) -> Result<(), Stop> {
+        self.say(id, Step::Delivered(message_id)).await?;
+        sleep(self.pace.per_chat).await;
+        Ok(())
+    }
+
+    /// Commits what became of an intent, for as long as it takes: what was sent must be known as sent.
+    async fn say(&self, id: u64, step: Step) -> Result<(), Stop> {
+        let account = self.channel.account();
+        loop {
+            let said = self.store.update_intent(account, id, self.tenure.fencing_token, step.clone(), STORE).await;
+            match said {
+                Ok(()) => return Ok(()),
+                Err(OwnerError::Fenced) => return Err(Stop::Over),
+                // Said before, by an attempt whose answer was lost; or an operator was faster. The row tells.
+                Err(OwnerError::Conflict | OwnerError::NotFound) => return Err(Stop::Until(Instant::now())),
+                Err(OwnerError::Commit(
+                    error @ (CommitError::NoQuorum { .. } | CommitError::EffectUnknown { .. } | CommitError::Busy),
+                )) => {
+                    debug!(%account, %error, "not committed yet");
+                    sleep(Duration::from_millis(50)).await;
+                }
+                Err(OwnerError::Commit(error)) => {
+                    warn!(%account, intent = id, %error, "what became of a message cannot be committed");
+                    return Err(Stop::Until(Instant::now() + LOOK_EVERY));
+                }
+            }
+        }
+    }
+
+    /// The text in pieces. `Err(None)`: not to be had now.
+    async fn pieces(&self, intent: &Intent) -> Result<Vec<Piece>, Option<String>> {
+        if intent.session_key.is_empty() {
+            return Ok(self.channel.render(&intent.text));
+        }
+        let key = SessionKey::parse(intent.session_key.as_str()).map_err(|error| Some(error.to_string()))?;
+        let after = SeqNum(intent.seq.saturating_sub(1));
+        let read = self.store.entries(&key, after, 1, Consistency::Stale, STORE).await.map_err(|_| None)?;
+        match read.value.into_iter().find(|entry| entry.seq == intent.seq) {
+            Some(entry) => Ok(self.channel.render(&entry.text)),
+            None => Err(Some("its conversation was deleted".to_owned())),
+        }
+    }
+
+    async fn wait_for_pace(&self) {
+        let at = {
+            let mut next = self.next_send.lock();
+            let at = (*next).max(Instant::now());
+            *next = at + self.pace.overall;
+            at
+        };
+        sleep_until(at).await;
+    }
+}
+
+fn address(to: &openclaw_proto::state::ReplyAddress) -> Option<ReplyAddress> {
+    let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    Some(ReplyAddress {
+        account: ChannelAccount::parse(to.account.as_str()).ok()?,
+        chat: to.chat.clone(),
+        thread: given(&to.thread),
+        message: given(&to.message),
+    })
+}
+
+/// By this machine's clock; the other end of the comparison is the leader's.
+fn age(created_ms: u64) -> Duration {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    now.saturating_sub(Duration::from_millis(created_ms))
+}

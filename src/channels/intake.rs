@@ -1,0 +1,294 @@
+//! A message's way in: who may write, which conversation it belongs to, and the one command that makes it durable.
+//!
+//! Everything here is safe to repeat, since the platform may deliver again whatever was not confirmed: each command
+//! carries the message's own id, so the second time it changes nothing and has the same answer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use openclaw_config::channels::Account;
+use openclaw_config::{Agents, Session as SessionSettings};
+use openclaw_proto::ids::{AgentId, ChannelAccount, InstanceId, SessionKey, TurnId};
+use openclaw_proto::state::command::Kind as Command;
+use openclaw_proto::state::{self, Accept, Enqueue, InboxKey, RequestPairing, ResetSession, SetModel};
+use rand::Rng;
+use sha2::{Digest, Sha256};
+use tracing::{debug, info};
+
+use super::commands::{self, ChatCommand};
+use super::policy::{self, Verdict};
+use super::{Inbox, InboxError, Tenure};
+use crate::message::{InboundMessage, ReplyAddress};
+use crate::models::{ModelRef, Models};
+use crate::sessions::router;
+use crate::store::channels::{ChannelStore, OwnerError};
+use crate::store::{AcceptError, CommitError, Consistency, EndTurnError, WriteError};
+use openclaw_raft::state_machine::rendezvous;
+
+/// Of one commit.
+const COMMIT: Duration = Duration::from_secs(5);
+/// Of a code: nothing that looks like something else.
+const CODE_ALPHABET: &[u8] = b"ABCDEFGHJKLMNPQRSTUVWXYZ23456789";
+const CODE_LENGTH: usize = 8;
+
+/// What an intake needs of the rest.
+#[derive(Clone)]
+pub struct Context {
+    pub me: InstanceId,
+    pub store: Arc<dyn ChannelStore>,
+    pub models: Models,
+    pub agents: Agents,
+    pub session: SessionSettings,
+    pub max_queued: u32,
+}
+
+/// Takes the messages of one account.
+pub struct Intake {
+    context: Context,
+    account: ChannelAccount,
+    settings: Account,
+    /// None: messages that come by webhook, which any instance takes.
+    tenure: Option<Tenure>,
+}
+
+impl Intake {
+    pub fn new(context: Context, account: ChannelAccount, settings: Account, tenure: Option<Tenure>) -> Self {
+        Self { context, account, settings, tenure }
+    }
+
+    async fn take_one(&self, message: InboundMessage) -> Result<(), InboxError> {
+        let paired = self.context.store.is_paired(&self.account, &message.sender.id).map_err(unavailable)?;
+        match policy::judge(&self.settings, &message, paired) {
+            Verdict::Ignore(reason) => {
+                debug!(account = %self.account, reason, "a message is not answered");
+                Ok(())
+            }
+            Verdict::Pair => self.pair(message).await,
+            Verdict::Answer => match commands::parse(&message.text, &self.context.session.reset_triggers) {
+                Some(command) => self.command(message, command).await,
+                None => self.accept(message, "").await,
+            },
+        }
+    }
+
+    fn route(&self, message: &InboundMessage) -> Result<(SessionKey, AgentId), InboxError> {
+        let agent = AgentId::parse(self.settings.agent_id.as_str()).map_err(unavailable)?;
+        let (dm, group) = (self.context.session.dm_scope, self.context.session.group_scope);
+        let key = router::route_message(message, &agent, dm, group).map_err(unavailable)?;
+        Ok((key, agent))
+    }
+
+    /// Commits the message and the turn that answers it.
+    async fn accept(&self, message: InboundMessage, part: &str) -> Result<(), InboxError> {
+        let (session_key, agent_id) = self.route(&message)?;
+        let instances = self.context.store.instances().map_err(unavailable)?;
+        let taking = instances.iter().filter(|row| row.live && !row.draining).map(|row| row.instance_id.as_str());
+        let runner = rendezvous(session_key.as_str(), taking).unwrap_or(self.context.me.as_str()).to_owned();
+        let command = Accept {
+            inbox: Some(inbox_key(&message, part)),
+            session_key: session_key.into(),
+            turn_id: TurnId::random().into(),
+            text: message.text.clone(),
+            agent_id: agent_id.into(),
+            model: String::new(),
+            runner,
+            max_queued: self.context.max_queued,
+            reply_to: Some(to_proto(&message.reply_to)),
+            sender: cut(&message.sender.name).to_owned(),
+        };
+        match self.context.store.as_sessions().accept(command, COMMIT).await {
+            Ok(_) => Ok(()),
+            Err(AcceptError::QueueFull { depth }) => {
+                let text = format!("{depth} messages wait for an answer already. Please send this one again later.");
+                self.say(&message, "full", text).await
+            }
+            // The same id with another text: an edit that the platform delivers under the old id. The first one counts.
+            Err(AcceptError::KeyReused) => Ok(()),
+            Err(AcceptError::Refused { reason }) => {
+                info!(account = %self.account, reason, "a message was refused");
+                self.say(&message, "refused", format!("This cannot be answered: {reason}.")).await
+            }
+            Err(AcceptError::Commit(error)) => Err(unavailable(error)),
+        }
+    }
+
+    async fn pair(&self, message: InboundMessage) -> Result<(), InboxError> {
+        let code: String = {
+            let mut random = rand::rng();
+            (0..CODE_LENGTH).map(|_| char::from(CODE_ALPHABET[random.random_range(0..CODE_ALPHABET.len())])).collect()
+        };
+        let command = RequestPairing {
+            inbox: Some(inbox_key(&message, "")),
+            sender_id: message.sender.id.clone(),
+            sender_name: cut(&message.sender.name).to_owned(),
+            code,
+            to: Some(to_proto(&message.reply_to)),
+            text: format!(
+                "I do not know you yet. Your id is {}. Whoever runs this bot can let you in with:\n\n`openclaw pairing approve {} {{code}}`",
+                message.sender.id,
+                self.account.channel()
+            ),
+        };
+        let outcome = self.context.store.commit(Command::RequestPairing(command), COMMIT).await.map_err(unavailable)?;
+        debug!(account = %self.account, outcome = ?outcome.value, "a stranger wrote");
+        Ok(())
+    }
+
+    async fn command(&self, message: InboundMessage, command: ChatCommand) -> Result<(), InboxError> {
+        let (key, agent) = self.route(&message)?;
+        match command {
+            ChatCommand::Help => self.say(&message, "", commands::HELP.to_owned()).await,
+            ChatCommand::Status => {
+                let text = self.status(&key, &agent).await?;
+                self.say(&message, "", text).await
+            }
+            ChatCommand::Stop => {
+                let text = if self.stop(&key).await? { "Stopped." } else { "Nothing is being answered." };
+                self.say(&message, "", text.to_owned()).await
+            }
+            ChatCommand::Reset { rest } => {
+                let inbox = Some(inbox_key(&message, "reset"));
+                let reset = ResetSession { inbox, session_key: key.into() };
+                match self.context.store.as_sessions().reset(reset, COMMIT).await {
+                    // What was never begun is new already.
+                    Ok(_) | Err(WriteError::NotFound | WriteError::KeyReused) => {}
+                    Err(error) => return Err(unavailable(error)),
+                }
+                if rest.is_empty() {
+                    self.say(&message, "", "A new conversation begins.".to_owned()).await
+                } else {
+                    self.accept(InboundMessage { text: rest, ..message }, "rest").await
+                }
+            }
+            ChatCommand::Model(None) => {
+                let text = format!("The model is {}.", self.model(&key, &agent).await?);
+                self.say(&message, "", text).await
+            }
+            ChatCommand::Model(Some(name)) => {
+                let text = match name.parse::<ModelRef>() {
+                    Ok(model) if self.context.models.has_provider(&model.provider) => {
+                        let inbox = Some(inbox_key(&message, "model"));
+                        let command = SetModel { inbox, session_key: key.into(), model: model.to_string() };
+                        self.context.store.commit(Command::SetModel(command), COMMIT).await.map_err(unavailable)?;
+                        format!("The model is {model} from now on.")
+                    }
+                    Ok(model) => format!("There is no provider {}.", model.provider),
+                    Err(error) => format!("That is no model: {error}."),
+                };
+                self.say(&message, "", text).await
+            }
+        }
+    }
+
+    /// Cancels the turn that runs in the conversation. False if none does.
+    async fn stop(&self, key: &SessionKey) -> Result<bool, InboxError> {
+        let Some(row) = self.session(key).await? else { return Ok(false) };
+        let Ok(turn) = TurnId::parse(row.running_turn) else { return Ok(false) };
+        match self.context.store.as_sessions().cancel(&turn, COMMIT).await {
+            Ok(_) => Ok(true),
+            Err(EndTurnError::Ended(_) | EndTurnError::NotFound) => Ok(false),
+            Err(error) => Err(unavailable(error)),
+        }
+    }
+
+    async fn session(&self, key: &SessionKey) -> Result<Option<state::Session>, InboxError> {
+        Ok(self.context.store.session(key, Consistency::Linearizable, COMMIT).await.map_err(unavailable)?.value)
+    }
+
+    async fn model(&self, key: &SessionKey, agent: &AgentId) -> Result<String, InboxError> {
+        let chosen = self.session(key).await?.map(|row| row.model).filter(|model| !model.is_empty());
+        let own = || self.context.agents.resolve(agent).map(|agent| agent.model.primary.to_string());
+        Ok(chosen.or_else(own).unwrap_or_else(|| "not known".to_owned()))
+    }
+
+    async fn status(&self, key: &SessionKey, agent: &AgentId) -> Result<String, InboxError> {
+        let row = self.session(key).await?.unwrap_or_default();
+        let usage = row.usage.unwrap_or_default();
+        Ok(format!(
+            "Conversation: {key}\nAgent: {agent}\nModel: {}\nMessages: {}\nTokens: {} in, {} out\nAnswering: {}\nWaiting: {}\nInstance: {}",
+            self.model(key, agent).await?,
+            row.head_seq.saturating_sub(row.reset_seq),
+            usage.input_tokens,
+            usage.output_tokens,
+            if row.running_turn.is_empty() { "no" } else { "yes" },
+            row.queued_turns.len(),
+            self.context.me,
+        ))
+    }
+
+    /// Has a text of our own sent in answer to `message`, once.
+    async fn say(&self, message: &InboundMessage, part: &str, text: String) -> Result<(), InboxError> {
+        let command = Enqueue { inbox: Some(inbox_key(message, part)), to: Some(to_proto(&message.reply_to)), text };
+        self.context.store.commit(Command::Enqueue(command), COMMIT).await.map_err(unavailable)?;
+        Ok(())
+    }
+}
+
+impl Inbox for Intake {
+    fn take(&self, messages: Vec<InboundMessage>) -> BoxFuture<'_, Result<(), InboxError>> {
+        Box::pin(async move {
+            // In their order, so that a conversation reads as it was written.
+            for message in messages {
+                self.take_one(message).await?;
+            }
+            Ok(())
+        })
+    }
+
+    fn cursor(&self) -> BoxFuture<'_, Result<Option<String>, InboxError>> {
+        let cursor = self.context.store.cursor(&self.account).map_err(unavailable);
+        Box::pin(std::future::ready(cursor.map(|row| row.map(|row| row.data))))
+    }
+
+    fn save_cursor(&self, cursor: String) -> BoxFuture<'_, Result<(), InboxError>> {
+        Box::pin(async move {
+            let Some(tenure) = &self.tenure else { return Err(InboxError::Fenced) };
+            let saved = self.context.store.save_cursor(&self.account, tenure.fencing_token, cursor, COMMIT).await;
+            saved.map_err(|error| match error {
+                OwnerError::Fenced | OwnerError::NotFound | OwnerError::Conflict => InboxError::Fenced,
+                OwnerError::Commit(error) => unavailable(error),
+            })
+        })
+    }
+}
+
+fn unavailable(error: impl std::fmt::Display) -> InboxError {
+    InboxError::Unavailable(error.to_string())
+}
+
+impl From<CommitError> for InboxError {
+    fn from(error: CommitError) -> Self {
+        unavailable(error)
+    }
+}
+
+/// Names the write that `part` of handling a message makes.
+fn inbox_key(message: &InboundMessage, part: &str) -> InboxKey {
+    let external_id =
+        if part.is_empty() { message.external_id.clone() } else { format!("{}/{part}", message.external_id) };
+    let mut hash = Sha256::new();
+    // Not over what we answer: a repetition may find another state, and gets the first answer all the same.
+    for field in [part, &message.sender.id, &message.text] {
+        hash.update((field.len() as u64).to_be_bytes());
+        hash.update(field.as_bytes());
+    }
+    let body_hash = Bytes::copy_from_slice(&hash.finalize());
+    InboxKey { account: message.account.as_str().to_owned(), external_id, body_hash }
+}
+
+fn to_proto(address: &ReplyAddress) -> state::ReplyAddress {
+    state::ReplyAddress {
+        account: address.account.as_str().to_owned(),
+        chat: address.chat.clone(),
+        thread: address.thread.clone().unwrap_or_default(),
+        message: address.message.clone().unwrap_or_default(),
+    }
+}
+
+/// A name as long as it needs to be read.
+fn cut(name: &str) -> &str {
+    const LONGEST: usize = 128;
+    &name[..name.floor_char_boundary(LONGEST)]
+}

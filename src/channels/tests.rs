@@ -1,0 +1,593 @@
+//! Intake, delivery and the supervisor, on a store in memory and a platform that does as it is told.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use openclaw_config::Config;
+use openclaw_config::channels::{Account, DmPolicy, UnknownPolicy};
+use openclaw_proto::ids::{ChannelAccount, InstanceId};
+use openclaw_proto::state::command::Kind as Command;
+use openclaw_proto::state::outcome::Kind as Outcome;
+use openclaw_proto::state::update_intent::Step;
+use openclaw_proto::state::{
+    Complete, Enqueue, ExpireInstance, InboxKey, IntentState, Lease, MoveLease, RegisterInstance, Turn,
+};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::delivery::{Delivery, Pace};
+use super::health::Health;
+use super::intake::{Context, Intake};
+use super::supervisor::{Configured, Supervisor};
+use super::testing::{account, direct, settings};
+use super::{Channel, Inbox, InboxError, ReceiveError, Reporter, SendError, SendKey, Sent, Tenure};
+use crate::cluster::session::Session;
+use crate::cluster::validity::{self, Validity};
+use crate::message::{InboundMessage, Piece, ReplyAddress};
+use crate::models::Models;
+use crate::store::channels::ChannelStore;
+use crate::store::memory::{Fault, MemoryStore};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const FAST: Pace = Pace { per_chat: Duration::ZERO, overall: Duration::ZERO };
+
+/// What the platform does with a call.
+type Verdict = Result<(), SendError>;
+
+/// A platform that takes what it gets, or does as the script says.
+struct Platform {
+    account: ChannelAccount,
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    script: VecDeque<Verdict>,
+    /// Chat and text of all that was taken.
+    sent: Vec<(String, String)>,
+    calls: usize,
+    receivers: usize,
+    most_receivers: usize,
+    /// What receiving ends with, first one first.
+    ends: VecDeque<ReceiveError>,
+    tokens: Vec<u64>,
+}
+
+impl Platform {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { account: account(), state: Mutex::default(), changed: Notify::new() })
+    }
+
+    fn script(&self, verdicts: impl IntoIterator<Item = Verdict>) {
+        self.state.lock().script.extend(verdicts);
+    }
+
+    fn texts(&self) -> Vec<String> {
+        self.state.lock().sent.iter().map(|(_, text)| text.clone()).collect()
+    }
+
+    async fn until(&self, what: &str, check: impl Fn(&State) -> bool) {
+        let met = async {
+            loop {
+                let changed = self.changed.notified();
+                tokio::pin!(changed);
+                changed.as_mut().enable();
+                if check(&self.state.lock()) {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        assert!(timeout(PATIENCE, met).await.is_ok(), "{what}: {:?}", self.texts());
+    }
+}
+
+impl Channel for Platform {
+    fn account(&self) -> &ChannelAccount {
+        &self.account
+    }
+
+    fn receive<'a>(
+        &'a self,
+        tenure: &'a Tenure,
+        _inbox: &'a dyn Inbox,
+        reporter: &'a dyn Reporter,
+    ) -> BoxFuture<'a, ReceiveError> {
+        struct Receiving<'a>(&'a Platform);
+        impl Drop for Receiving<'_> {
+            fn drop(&mut self) {
+                self.0.state.lock().receivers -= 1;
+                self.0.changed.notify_waiters();
+            }
+        }
+        Box::pin(async move {
+            let ending = {
+                let mut state = self.state.lock();
+                state.receivers += 1;
+                state.most_receivers = state.most_receivers.max(state.receivers);
+                state.tokens.push(tenure.fencing_token);
+                state.ends.pop_front()
+            };
+            let _receiving = Receiving(self);
+            reporter.connected();
+            self.changed.notify_waiters();
+            match ending {
+                Some(error) => error,
+                None => {
+                    tenure.ended.cancelled().await;
+                    ReceiveError::Ended
+                }
+            }
+        })
+    }
+
+    fn render(&self, text: &str) -> Vec<Piece> {
+        text.split('|').map(|part| Piece { body: part.into(), plain: part.into() }).collect()
+    }
+
+    fn send<'a>(
+        &'a self,
+        to: &'a ReplyAddress,
+        piece: &'a Piece,
+        key: &'a SendKey,
+    ) -> BoxFuture<'a, Result<Sent, SendError>> {
+        let answer = {
+            let mut state = self.state.lock();
+            state.calls += 1;
+            let verdict = state.script.pop_front().unwrap_or(Ok(()));
+            if verdict.is_ok() {
+                state.sent.push((to.chat.clone(), piece.body.clone()));
+            }
+            verdict.map(|()| Sent { message_id: format!("{}-{}", key.intent_id, key.piece) })
+        };
+        self.changed.notify_waiters();
+        Box::pin(std::future::ready(answer))
+    }
+
+    fn edit<'a>(&'a self, _: &'a ReplyAddress, _: &'a str, _: &'a Piece) -> BoxFuture<'a, Result<(), SendError>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn typing<'a>(&'a self, _: &'a ReplyAddress) -> BoxFuture<'a, ()> {
+        Box::pin(std::future::ready(()))
+    }
+}
+
+fn instance(name: &str) -> InstanceId {
+    InstanceId::parse(name).unwrap()
+}
+
+fn register(store: &MemoryStore, name: &str) -> u64 {
+    let outcome = store.apply(Command::RegisterInstance(RegisterInstance {
+        instance_id: name.into(),
+        boot_id: format!("boot-{name}"),
+        accounts: vec![account().into()],
+        ..RegisterInstance::default()
+    }));
+    match outcome.value {
+        Outcome::InstanceRegistered(registered) => registered.epoch,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn lease(store: &MemoryStore) -> Lease {
+    store.leases().unwrap().pop().unwrap()
+}
+
+/// Has `text` sent to `chat`.
+fn enqueue(store: &MemoryStore, chat: &str, text: &str) {
+    let inbox =
+        InboxKey { account: "test".into(), external_id: format!("{chat}-{text}"), body_hash: vec![0; 32].into() };
+    let to = openclaw_proto::state::ReplyAddress {
+        account: account().into(),
+        chat: chat.into(),
+        ..openclaw_proto::state::ReplyAddress::default()
+    };
+    store.apply(Command::Enqueue(Enqueue { inbox: Some(inbox), to: Some(to), text: text.into() }));
+}
+
+fn outbox(store: &MemoryStore) -> Vec<(IntentState, String)> {
+    let rows = store.outbox(&account(), 0, 100).unwrap();
+    rows.iter().map(|intent| (intent.state(), intent.text.clone())).collect()
+}
+
+/// A delivery on `node-1`, which owns the account.
+struct Delivering {
+    store: MemoryStore,
+    platform: Arc<Platform>,
+    ended: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Delivering {
+    fn start(change: impl FnOnce(&mut Account, &MemoryStore, &Platform)) -> Self {
+        let store = MemoryStore::new(&[]);
+        register(&store, "node-1");
+        let (mut settings, platform) = (settings(), Platform::new());
+        change(&mut settings, &store, &platform);
+        Self::over(store, platform, settings)
+    }
+
+    fn over(store: MemoryStore, platform: Arc<Platform>, settings: Account) -> Self {
+        let tenure = Tenure::endless(lease(&store).fencing_token);
+        let ended = tenure.ended.clone();
+        let delivery = Delivery::new(Arc::new(store.clone()), platform.clone(), settings, tenure, FAST);
+        Self { store, platform, ended, task: tokio::spawn(delivery.run()) }
+    }
+
+    async fn until_outbox(&self, expected: &[(IntentState, &str)]) {
+        let expected: Vec<_> = expected.iter().map(|(state, text)| (*state, (*text).to_owned())).collect();
+        let began = std::time::Instant::now();
+        while outbox(&self.store) != expected {
+            assert!(began.elapsed() < PATIENCE, "{:?}", outbox(&self.store));
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn replies_go_out_in_pieces_and_in_the_order_of_each_chat() {
+    let one = Delivering::start(|_, store, _| {
+        for text in ["a1|a2", "a3"] {
+            enqueue(store, "a", text);
+        }
+        enqueue(store, "b", "b1");
+    });
+    one.until_outbox(&[]).await;
+    enqueue(&one.store, "a", "a4");
+    one.platform.until("four and one", |state| state.sent.len() == 5).await;
+    one.until_outbox(&[]).await;
+    let sent = one.platform.state.lock().sent.clone();
+    let of = |chat: &str| -> Vec<String> {
+        sent.iter().filter(|(to, _)| to == chat).map(|(_, text)| text.clone()).collect()
+    };
+    assert_eq!(of("a"), ["a1", "a2", "a3", "a4"]);
+    assert_eq!(of("b"), ["b1"]);
+    one.ended.cancel();
+    timeout(PATIENCE, one.task).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_message_without_an_answer_is_sent_again_or_held_as_the_policy_says() {
+    let unknown = || Err(SendError::Unknown("no answer".into()));
+    let resent = Delivering::start(|_, store, platform| {
+        platform.script([unknown(), Ok(())]);
+        enqueue(store, "a", "x");
+    });
+    resent.until_outbox(&[]).await;
+    assert_eq!(resent.platform.state.lock().calls, 2);
+
+    let held = Delivering::start(|settings, store, platform| {
+        settings.unknown = UnknownPolicy::Hold;
+        platform.script([unknown()]);
+        enqueue(store, "a", "x");
+        enqueue(store, "a", "y");
+    });
+    held.until_outbox(&[(IntentState::Unknown, "x")]).await;
+    assert_eq!(held.platform.texts(), ["y"], "what is held does not hold up the others");
+    // An operator decides.
+    let id = held.store.outbox(&account(), 0, 1).unwrap()[0].id;
+    let store: Arc<dyn ChannelStore> = Arc::new(held.store.clone());
+    store.update_intent(&account(), id, 0, Step::Resubmitted(true), PATIENCE).await.unwrap();
+    held.until_outbox(&[]).await;
+    assert_eq!(held.platform.texts(), ["y", "x"]);
+}
+
+#[tokio::test]
+async fn what_the_platform_refuses_is_kept_and_the_rest_goes_on() {
+    let one = Delivering::start(|_, store, platform| {
+        platform.script([Err(SendError::Refused("blocked".into()))]);
+        enqueue(store, "a", "x");
+        enqueue(store, "a", "y");
+    });
+    one.until_outbox(&[(IntentState::Failed, "x")]).await;
+    assert_eq!(one.platform.texts(), ["y"]);
+}
+
+#[tokio::test]
+async fn what_was_not_sent_waits_for_its_time_and_keeps_its_place() {
+    let one = Delivering::start(|_, store, platform| {
+        platform.script([Err(SendError::Later { reason: "slow down".into(), after: Duration::from_millis(50) })]);
+        enqueue(store, "a", "x");
+        enqueue(store, "a", "y");
+    });
+    one.until_outbox(&[]).await;
+    assert_eq!(one.platform.texts(), ["x", "y"]);
+}
+
+#[tokio::test]
+async fn a_commit_that_fails_between_sending_and_saying_so_sends_nothing_twice() {
+    let one = Delivering::start(|_, store, _| {
+        enqueue(store, "a", "x");
+        // The claim, and then what became of it.
+        store.inject([Fault::LostAnswer, Fault::NoQuorum, Fault::LostAnswer, Fault::NoQuorum]);
+    });
+    one.until_outbox(&[]).await;
+    assert_eq!(one.platform.texts(), ["x"]);
+}
+
+#[tokio::test]
+async fn the_next_owner_finds_what_the_last_one_was_sending() {
+    let store = MemoryStore::new(&[]);
+    register(&store, "node-1");
+    register(&store, "node-2");
+    enqueue(&store, "a", "x");
+    let first = lease(&store);
+    let id = store.outbox(&account(), 0, 1).unwrap()[0].id;
+    let as_store: Arc<dyn ChannelStore> = Arc::new(store.clone());
+    as_store.update_intent(&account(), id, first.fencing_token, Step::Claimed(true), PATIENCE).await.unwrap();
+    expire(&store, "node-1");
+    assert_eq!(lease(&store).owner, "node-2");
+    let one = Delivering::over(store, Platform::new(), settings());
+    one.until_outbox(&[]).await;
+    assert_eq!(one.platform.texts(), ["x"]);
+}
+
+#[tokio::test]
+async fn an_owner_that_was_replaced_sends_nothing_more() {
+    let store = MemoryStore::new(&[]);
+    register(&store, "node-1");
+    register(&store, "node-2");
+    let one = Delivering::over(store, Platform::new(), settings());
+    expire(&one.store, "node-1");
+    enqueue(&one.store, "a", "x");
+    timeout(PATIENCE, one.task).await.expect("it notices that it is fenced").unwrap();
+    assert_eq!(one.platform.state.lock().calls, 0);
+}
+
+fn expire(store: &MemoryStore, name: &str) {
+    let row = store.instances().unwrap().into_iter().find(|row| row.instance_id == name).unwrap();
+    let (epoch, renewal) = (row.epoch, row.renewal);
+    let command = ExpireInstance { instance_id: name.into(), epoch, renewal, term: 1, max_attempts: 3 };
+    assert!(matches!(store.apply(Command::ExpireInstance(command)).value, Outcome::Done(_)));
+}
+
+fn context(store: &MemoryStore, me: &str) -> Context {
+    let config = Config::default();
+    Context {
+        me: instance(me),
+        store: Arc::new(store.clone()),
+        models: Models::from_config(&config.models).unwrap(),
+        agents: config.agents.clone(),
+        session: config.session.clone(),
+        max_queued: 2,
+    }
+}
+
+/// An intake of everybody's messages on `node-1`.
+fn intake() -> (MemoryStore, Intake) {
+    let store = MemoryStore::new(&[]);
+    register(&store, "node-1");
+    let settings = Account { dm_policy: DmPolicy::Open, ..settings() };
+    let tenure = Tenure::endless(lease(&store).fencing_token);
+    let intake = Intake::new(context(&store, "node-1"), account(), settings, Some(tenure));
+    (store, intake)
+}
+
+async fn say(intake: &Intake, text: &str) {
+    intake.take(vec![direct("42", text)]).await.unwrap();
+}
+
+/// The running turn, if any.
+async fn turn(store: &MemoryStore) -> Option<Turn> {
+    let as_store: &dyn ChannelStore = store;
+    let me = instance("node-1");
+    let read = as_store.as_sessions().turns_of(&me, crate::store::Consistency::Stale, PATIENCE);
+    read.await.unwrap().value.into_iter().find(|turn| !turn.runner.is_empty() && turn.started_ms > 0)
+}
+
+fn texts(store: &MemoryStore) -> Vec<String> {
+    outbox(store).into_iter().map(|(_, text)| text).collect()
+}
+
+#[tokio::test]
+async fn a_message_becomes_one_turn_however_often_it_is_delivered() {
+    let (store, intake) = intake();
+    for _ in 0..3 {
+        say(&intake, "hello").await;
+    }
+    let turn = turn(&store).await.unwrap();
+    assert_eq!((&*turn.session_key, turn.user_seq), ("agent:main:main", 1));
+    assert_eq!(turn.reply_to.unwrap().chat, "42");
+    store.apply(Command::Complete(Complete {
+        turn_id: turn.id,
+        fencing_token: turn.fencing_token,
+        text: "hi".into(),
+        ..Complete::default()
+    }));
+    let [intent] = &store.outbox(&account(), 0, 9).unwrap()[..] else { panic!() };
+    assert_eq!((&*intent.session_key, intent.seq), ("agent:main:main", 2));
+    say(&intake, "hello").await;
+    assert_eq!(store.outbox(&account(), 0, 9).unwrap().len(), 1, "a redelivery after the answer changes nothing");
+}
+
+#[tokio::test]
+async fn a_store_that_does_not_answer_has_the_platform_deliver_again() {
+    let (store, intake) = intake();
+    store.inject([Fault::NoQuorum]);
+    let refused = intake.take(vec![direct("42", "hello")]).await;
+    assert!(matches!(refused, Err(InboxError::Unavailable(_))), "{refused:?}");
+    // It was committed, but the answer was lost: the redelivery finds it.
+    store.inject([Fault::LostAnswer]);
+    assert!(intake.take(vec![direct("42", "hello")]).await.is_err());
+    say(&intake, "hello").await;
+    assert_eq!(turn(&store).await.unwrap().user_seq, 1);
+}
+
+#[tokio::test]
+async fn strangers_get_a_code_and_are_heard_once_it_is_approved() {
+    let store = MemoryStore::new(&[]);
+    register(&store, "node-1");
+    let intake = Intake::new(context(&store, "node-1"), account(), settings(), None);
+    say(&intake, "hello").await;
+    say(&intake, "hello?").await;
+    let [text] = &texts(&store)[..] else { panic!("{:?}", texts(&store)) };
+    assert!(text.contains("Your id is 42") && text.contains("openclaw pairing approve telegram "), "{text}");
+    assert!(turn(&store).await.is_none());
+    let code = store.pairings(None).unwrap()[0].code.clone();
+    assert!(text.contains(&code) && code.len() == 8);
+    let approve = openclaw_proto::state::ApprovePairing { channel: "telegram".into(), code };
+    assert!(matches!(store.apply(Command::ApprovePairing(approve)).value, Outcome::Paired(_)));
+    say(&intake, "hello!").await;
+    assert!(turn(&store).await.is_some());
+}
+
+#[tokio::test]
+async fn commands_are_answered_once_and_do_what_they_say() {
+    let (store, intake) = intake();
+    say(&intake, "/stop").await;
+    assert_eq!(texts(&store).pop().unwrap(), "Nothing is being answered.");
+    say(&intake, "hello").await;
+    let running = turn(&store).await.unwrap();
+    let stop = InboundMessage { external_id: "second stop".into(), ..direct("42", "/stop") };
+    intake.take(vec![stop.clone()]).await.unwrap();
+    intake.take(vec![stop]).await.unwrap();
+    assert_eq!(texts(&store).iter().filter(|text| *text == "Stopped.").count(), 1);
+    assert!(turn(&store).await.is_none_or(|turn| turn.id != running.id));
+
+    say(&intake, "/model nowhere/x").await;
+    assert_eq!(texts(&store).pop().unwrap(), "There is no provider nowhere.");
+    say(&intake, "/model echo/echo").await;
+    assert_eq!(texts(&store).pop().unwrap(), "The model is echo/echo from now on.");
+    say(&intake, "/status").await;
+    let status = texts(&store).pop().unwrap();
+    assert!(status.contains("Model: echo/echo") && status.contains("Conversation: agent:main:main"), "{status}");
+    say(&intake, "/new and something to begin with").await;
+    assert_eq!(turn(&store).await.unwrap().model, "echo/echo");
+    say(&intake, "/help").await;
+    assert!(texts(&store).pop().unwrap().contains("/reset"));
+}
+
+#[tokio::test]
+async fn a_full_conversation_says_so() {
+    let (store, intake) = intake();
+    for text in ["one", "two", "three", "four"] {
+        say(&intake, text).await;
+    }
+    assert!(texts(&store).pop().unwrap().contains("2 messages wait"));
+}
+
+#[tokio::test]
+async fn a_cursor_belongs_to_the_owner() {
+    let (store, intake) = intake();
+    assert_eq!(intake.cursor().await.unwrap(), None);
+    intake.save_cursor("7".into()).await.unwrap();
+    assert_eq!(intake.cursor().await.unwrap().as_deref(), Some("7"));
+    register(&store, "node-2");
+    expire(&store, "node-1");
+    assert_eq!(intake.save_cursor("8".into()).await, Err(InboxError::Fenced));
+    assert_eq!(intake.cursor().await.unwrap().as_deref(), Some("7"));
+}
+
+/// One instance with a supervisor.
+struct Node {
+    validity: Validity,
+    session: Session,
+    health: Health,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+    epoch: u64,
+}
+
+impl Node {
+    fn start(store: &MemoryStore, name: &str, platform: &Arc<Platform>) -> Self {
+        let epoch = register(store, name);
+        let validity = Validity::start(Duration::from_secs(60), Duration::from_millis(10)).unwrap();
+        validity.confirmed(epoch, validity::now());
+        let (session, health, stop) = (Session::for_tests(epoch), Health::default(), CancellationToken::new());
+        let supervisor = Supervisor {
+            context: context(store, name),
+            validity: validity.clone(),
+            session: session.clone(),
+            health: health.clone(),
+            accounts: vec![Configured { channel: platform.clone(), settings: settings(), pace: FAST }],
+        };
+        let task = tokio::spawn(supervisor.run(stop.clone()));
+        Self { validity, session, health, stop, task, epoch }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_runs_where_its_lease_is_and_moves_without_an_overlap() {
+    let (store, platform) = (MemoryStore::new(&[]), Platform::new());
+    let one = Node::start(&store, "node-1", &platform);
+    let two = Node::start(&store, "node-2", &platform);
+    platform.until("the first owner", |state| state.tokens.len() == 1).await;
+    assert!(one.health.of(&account()).unwrap().connected);
+    assert_eq!(two.health.of(&account()), None);
+
+    store.apply(Command::MoveLease(MoveLease { account: account().into(), to: "node-2".into() }));
+    platform.until("the second owner", |state| state.tokens.len() == 2 && state.receivers == 1).await;
+    assert_eq!((&*lease(&store).owner, &*lease(&store).previous_owner), ("node-2", "node-1"));
+
+    // A drain gives it back; the end of the process too.
+    two.session.set_draining(true);
+    set_draining(&store, "node-2", two.epoch);
+    platform.until("the first again", |state| state.tokens.len() == 3 && state.receivers == 1).await;
+    assert_eq!(lease(&store).owner, "node-1");
+    one.stop.cancel();
+    timeout(PATIENCE, one.task).await.unwrap().unwrap();
+    let state = platform.state.lock();
+    assert_eq!(state.most_receivers, 1, "two owners at once");
+    assert!(state.tokens.is_sorted(), "{:?}", state.tokens);
+}
+
+fn set_draining(store: &MemoryStore, name: &str, epoch: u64) {
+    let command = openclaw_proto::state::SetDraining { instance_id: name.into(), epoch, draining: true };
+    assert!(matches!(store.apply(Command::SetDraining(command)).value, Outcome::Done(_)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_that_cannot_renew_stops_though_nobody_tells_it() {
+    let (store, platform) = (MemoryStore::new(&[]), Platform::new());
+    let one = Node::start(&store, "node-1", &platform);
+    platform.until("the owner", |state| state.receivers == 1).await;
+    one.validity.lost();
+    platform.until("nobody", |state| state.receivers == 0).await;
+    enqueue(&store, "a", "x");
+    // The lease is still its own in the state: a renewal that succeeds goes on under the same token.
+    assert_eq!(lease(&store).owner, "node-1");
+    assert_eq!(platform.state.lock().calls, 0);
+    one.validity.confirmed(one.epoch, validity::now());
+    platform.until("it goes on", |state| state.receivers == 1 && state.sent.len() == 1).await;
+    one.stop.cancel();
+    timeout(PATIENCE, one.task).await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_expired_owner_is_replaced_and_does_not_come_back_under_its_old_token() {
+    let (store, platform) = (MemoryStore::new(&[]), Platform::new());
+    let one = Node::start(&store, "node-1", &platform);
+    platform.until("the owner", |state| state.receivers == 1).await;
+    let two = Node::start(&store, "node-2", &platform);
+    expire(&store, "node-1");
+    platform.until("the next owner", |state| state.tokens.len() == 2 && state.receivers == 1).await;
+    assert_eq!(lease(&store).owner, "node-2");
+    one.validity.confirmed(one.epoch, validity::now());
+    drop(two);
+    let state = platform.state.lock();
+    assert!(state.tokens[1] > state.tokens[0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn receiving_begins_again_after_a_fault_which_status_shows() {
+    let (store, platform) = (MemoryStore::new(&[]), Platform::new());
+    let failed = ReceiveError::Failed { reason: "no route".into(), retry_after: Some(Duration::from_millis(200)) };
+    platform.state.lock().ends.push_back(failed);
+    let one = Node::start(&store, "node-1", &platform);
+    platform.until("another attempt", |state| state.tokens.len() == 2).await;
+    let began = std::time::Instant::now();
+    while one.health.of(&account()).is_none_or(|status| !status.connected) {
+        assert!(began.elapsed() < PATIENCE);
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    assert_eq!(one.health.of(&account()).unwrap().last_error, None);
+    one.stop.cancel();
+    timeout(PATIENCE, one.task).await.unwrap().unwrap();
+}
