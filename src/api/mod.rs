@@ -8,6 +8,7 @@
 //! [`auth`] where the route needs the token, the limit of concurrent requests, then its handler.
 
 mod auth;
+mod channels;
 mod chat;
 mod cluster;
 mod envelope;
@@ -26,6 +27,7 @@ mod sse;
 mod turns;
 mod webchat;
 
+pub use channels::ChannelView;
 pub use cluster::{ClusterError, ClusterStatus, ClusterView};
 pub use error::ApiError;
 
@@ -74,6 +76,7 @@ pub struct Parts {
     pub models: Models,
     pub agents: Agents,
     pub cluster: Arc<dyn ClusterView>,
+    pub channels: Arc<dyn ChannelView>,
     pub metrics: Metrics,
     pub config: gateway::Gateway,
     /// Most turns that wait in one session.
@@ -175,6 +178,13 @@ pub fn router(gateway: Gateway) -> Router {
         .route("/api/v1/cluster", get(cluster::get))
         .route("/api/v1/cluster/transfer-leader", post(cluster::transfer_leader))
         .route("/api/v1/cluster/remove", post(cluster::remove))
+        .route("/api/v1/channels", get(channels::list))
+        .route("/api/v1/channels/{account}/move", post(channels::move_to))
+        .route("/api/v1/channels/{account}/dead-letters", get(channels::dead_letters))
+        .route("/api/v1/channels/{account}/dead-letters/{id}", post(channels::decide))
+        .route("/api/v1/pairings", get(channels::pairings))
+        .route("/api/v1/pairings/approve", post(channels::approve))
+        .route("/api/v1/pairings/revoke", post(channels::revoke))
         .route("/api/v1/maintenance", get(maintenance::get))
         .route("/api/v1/maintenance", post(maintenance::set));
     let mut guarded = Router::new().merge(work).merge(streams).merge(operate);

@@ -7,7 +7,7 @@ use http::header::CONTENT_TYPE;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use super::{Gateway, chat, cluster, health, maintenance, metrics, openai, sessions, turns};
+use super::{Gateway, channels, chat, cluster, health, maintenance, metrics, openai, sessions, turns};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -27,6 +27,13 @@ use super::{Gateway, chat, cluster, health, maintenance, metrics, openai, sessio
         cluster::get,
         cluster::transfer_leader,
         cluster::remove,
+        channels::list,
+        channels::move_to,
+        channels::dead_letters,
+        channels::decide,
+        channels::pairings,
+        channels::approve,
+        channels::revoke,
         maintenance::get,
         maintenance::set,
         health::live,

@@ -12,8 +12,10 @@ use futures::stream::{self, BoxStream};
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, ORIGIN};
 use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt;
-use openclaw_proto::http::{Cluster, ErrorBody, Maintenance};
-use openclaw_proto::ids::{SessionKey, StreamPosition, TurnId};
+use openclaw_proto::http::{
+    ChannelList, ChannelStatus, Cluster, DeadLetterAction, DeadLetterList, ErrorBody, Maintenance, Pairing, PairingList,
+};
+use openclaw_proto::ids::{ChannelAccount, SessionKey, StreamPosition, TurnId};
 use openclaw_proto::state::ExpireInstance;
 use openclaw_proto::state::command::Kind as Command;
 use openclaw_proto::state::outcome::Kind as Outcome;
@@ -164,6 +166,43 @@ impl ClusterView for FakeCluster {
     }
 }
 
+/// An instance without channels.
+struct NoChannels;
+
+fn no_such<T>(what: &str) -> Result<T, ClusterError> {
+    Err(ClusterError { code: ErrorCode::NotFound, message: format!("there is no {what}") })
+}
+
+impl ChannelView for NoChannels {
+    fn channels(&self) -> Result<ChannelList, ClusterError> {
+        Ok(ChannelList::default())
+    }
+
+    fn move_to(&self, account: ChannelAccount, _: InstanceId) -> BoxFuture<'_, Result<ChannelStatus, ClusterError>> {
+        Box::pin(async move { no_such(account.as_str()) })
+    }
+
+    fn dead_letters(&self, account: &ChannelAccount) -> Result<DeadLetterList, ClusterError> {
+        no_such(account.as_str())
+    }
+
+    fn decide(&self, _: ChannelAccount, _: u64, _: DeadLetterAction) -> BoxFuture<'_, Result<(), ClusterError>> {
+        Box::pin(async { no_such("message") })
+    }
+
+    fn pairings(&self) -> Result<PairingList, ClusterError> {
+        Ok(PairingList { pairings: Vec::new() })
+    }
+
+    fn approve(&self, _: String, _: String) -> BoxFuture<'_, Result<Pairing, ClusterError>> {
+        Box::pin(async { no_such("code") })
+    }
+
+    fn revoke(&self, _: ChannelAccount, _: String) -> BoxFuture<'_, Result<(), ClusterError>> {
+        Box::pin(async { no_such("approval") })
+    }
+}
+
 /// One instance of a cluster that shares a store.
 struct Instance {
     router: Router,
@@ -252,6 +291,7 @@ impl Setup {
             models,
             agents,
             cluster: cluster.clone(),
+            channels: Arc::new(NoChannels),
             metrics: metrics.clone(),
             config: self.config.clone(),
             max_queued: self.max_queued,
@@ -1215,6 +1255,7 @@ fn gateway_of(instance: &Instance) -> Gateway {
         models: Models::from_config(&openclaw_config::Models::default()).unwrap(),
         agents: Agents::default(),
         cluster: instance.cluster.clone(),
+        channels: Arc::new(NoChannels),
         metrics: instance.metrics.clone(),
         config,
         max_queued: 20,

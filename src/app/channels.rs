@@ -1,12 +1,214 @@
-//! The channel accounts of the configuration, as what runs them.
+//! The channel accounts of the configuration as what runs them, and all accounts as HTTP shows them.
 
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures::future::BoxFuture;
 use openclaw_config::Channels;
+use openclaw_proto::http::{
+    ChannelList, ChannelStatus, DeadLetter, DeadLetterAction, DeadLetterList, ErrorCode, OutboxStatus, Pairing,
+    PairingList,
+};
+use openclaw_proto::ids::{ChannelAccount, InstanceId};
+use openclaw_proto::state::command::Kind as Command;
+use openclaw_proto::state::outcome::Kind as Outcome;
+use openclaw_proto::state::update_intent::Step;
+use openclaw_proto::state::{self, ApprovePairing, IntentState, Lease, MoveLease, RemovePairing};
 
 use super::Stopped;
+use crate::api::{ChannelView, ClusterError};
+use crate::channels::health::Health;
 use crate::channels::supervisor::Configured;
+use crate::store::channels::{ChannelStore, OwnerError};
+use crate::store::{CommitError, ReadError};
+
+const COMMIT: Duration = Duration::from_secs(5);
+/// Intents that one look at an account's outbox counts.
+const COUNTED: usize = 10_000;
 
 /// Every account that the configuration has.
 pub(super) fn configured(channels: &Channels) -> Result<Vec<Configured>, Stopped> {
     let _ = channels;
     Ok(Vec::new())
+}
+
+/// The channels as this instance sees them.
+pub(super) struct View {
+    pub(super) me: InstanceId,
+    pub(super) store: Arc<dyn ChannelStore>,
+    pub(super) health: Health,
+}
+
+impl View {
+    fn lease(&self, account: &ChannelAccount) -> Result<Lease, ClusterError> {
+        let leases = self.store.leases().map_err(read)?;
+        leases.into_iter().find(|lease| lease.account == account.as_str()).ok_or_else(|| ClusterError {
+            code: ErrorCode::NotFound,
+            message: format!("there is no channel account {account}"),
+        })
+    }
+
+    fn status(&self, lease: Lease) -> Result<ChannelStatus, ClusterError> {
+        let account = ChannelAccount::parse(lease.account.as_str()).map_err(internal)?;
+        let intents = self.store.outbox(&account, 0, COUNTED).map_err(read)?;
+        let count =
+            |states: &[IntentState]| intents.iter().filter(|intent| states.contains(&intent.state())).count() as u64;
+        let going = |intent: &&state::Intent| intent.state() != IntentState::Failed;
+        let oldest = intents.iter().filter(going).map(|intent| intent.created_ms).min();
+        let here = self.health.of(&account);
+        Ok(ChannelStatus {
+            account: lease.account,
+            since_ms: (!lease.owner.is_empty()).then_some(lease.granted_ms),
+            owner: given(lease.owner),
+            fencing_token: lease.fencing_token,
+            moving_to: given(lease.moving_to),
+            previous_owner: given(lease.previous_owner),
+            connected: here.as_ref().map(|status| status.connected),
+            last_inbound_ms: here.as_ref().map(|status| status.last_inbound_ms).filter(|ms| *ms > 0),
+            last_error: here.and_then(|status| status.last_error),
+            outbox: OutboxStatus {
+                waiting: count(&[IntentState::Pending, IntentState::Sending]),
+                unknown: count(&[IntentState::Unknown]),
+                failed: count(&[IntentState::Failed]),
+                oldest_ms: oldest.map(|since| now_ms().saturating_sub(since)),
+            },
+        })
+    }
+}
+
+fn now_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn given(text: String) -> Option<String> {
+    (!text.is_empty()).then_some(text)
+}
+
+fn read(error: ReadError) -> ClusterError {
+    ClusterError { code: error.code(), message: error.to_string() }
+}
+
+fn internal(error: impl std::fmt::Display) -> ClusterError {
+    ClusterError { code: ErrorCode::Internal, message: error.to_string() }
+}
+
+fn commit(error: CommitError) -> ClusterError {
+    ClusterError { code: error.code(), message: error.to_string() }
+}
+
+/// What an outcome that is not the wanted one means to an operator.
+fn refused(outcome: Outcome, nothing: &str) -> ClusterError {
+    match outcome {
+        Outcome::NotFound(_) => ClusterError { code: ErrorCode::NotFound, message: nothing.to_owned() },
+        Outcome::Refused(refused) => ClusterError { code: ErrorCode::Conflict, message: refused.reason },
+        other => internal(format!("unexpected outcome {other:?}")),
+    }
+}
+
+fn pairing(row: state::Pairing) -> Pairing {
+    Pairing {
+        approved: row.code.is_empty(),
+        account: row.account,
+        sender_id: row.sender_id,
+        sender_name: row.sender_name,
+        code: given(row.code),
+        since_ms: row.created_ms,
+    }
+}
+
+impl ChannelView for View {
+    fn channels(&self) -> Result<ChannelList, ClusterError> {
+        let leases = self.store.leases().map_err(read)?;
+        let channels = leases.into_iter().map(|lease| self.status(lease)).collect::<Result<_, _>>()?;
+        Ok(ChannelList { instance_id: self.me.as_str().to_owned(), channels })
+    }
+
+    fn move_to(&self, account: ChannelAccount, to: InstanceId) -> BoxFuture<'_, Result<ChannelStatus, ClusterError>> {
+        Box::pin(async move {
+            let command = MoveLease { account: account.as_str().to_owned(), to: to.into() };
+            let done = self.store.commit(Command::MoveLease(command), COMMIT).await.map_err(commit)?;
+            match done.value {
+                Outcome::Done(_) => self.status(self.lease(&account)?),
+                other => Err(refused(other, &format!("there is no channel account {account}"))),
+            }
+        })
+    }
+
+    fn dead_letters(&self, account: &ChannelAccount) -> Result<DeadLetterList, ClusterError> {
+        self.lease(account)?;
+        let intents = self.store.outbox(account, 0, COUNTED).map_err(read)?;
+        let dead = intents.into_iter().filter_map(|intent| {
+            let state = match intent.state() {
+                IntentState::Failed => "failed",
+                IntentState::Unknown => "unknown",
+                IntentState::Pending | IntentState::Sending | IntentState::Unspecified => return None,
+            };
+            Some(DeadLetter {
+                id: intent.id.to_string(),
+                account: intent.account,
+                chat: intent.to.map(|to| to.chat).unwrap_or_default(),
+                state: state.to_owned(),
+                error: intent.error,
+                created_ms: intent.created_ms,
+                pieces_sent: intent.pieces_sent,
+                seq: (!intent.session_key.is_empty()).then_some(intent.seq),
+                session_key: given(intent.session_key),
+            })
+        });
+        Ok(DeadLetterList { dead_letters: dead.collect() })
+    }
+
+    fn decide(
+        &self,
+        account: ChannelAccount,
+        id: u64,
+        action: DeadLetterAction,
+    ) -> BoxFuture<'_, Result<(), ClusterError>> {
+        Box::pin(async move {
+            let step = match action {
+                DeadLetterAction::Resubmit => Step::Resubmitted(true),
+                DeadLetterAction::Drop => Step::Dropped(true),
+            };
+            self.store.update_intent(&account, id, 0, step, COMMIT).await.map_err(|error| match error {
+                OwnerError::NotFound => {
+                    ClusterError { code: ErrorCode::NotFound, message: format!("{account} has no message {id}") }
+                }
+                OwnerError::Conflict | OwnerError::Fenced => ClusterError {
+                    code: ErrorCode::Conflict,
+                    message: format!("message {id} is on its way, and not for an operator to decide about"),
+                },
+                OwnerError::Commit(error) => commit(error),
+            })
+        })
+    }
+
+    fn pairings(&self) -> Result<PairingList, ClusterError> {
+        let rows = self.store.pairings(None).map_err(read)?;
+        Ok(PairingList { pairings: rows.into_iter().map(pairing).collect() })
+    }
+
+    fn approve(&self, channel: String, code: String) -> BoxFuture<'_, Result<Pairing, ClusterError>> {
+        Box::pin(async move {
+            let nothing = format!("nobody waits on {channel} with the code {code}; codes live for an hour");
+            let command = ApprovePairing { channel, code };
+            let done = self.store.commit(Command::ApprovePairing(command), COMMIT).await.map_err(commit)?;
+            match done.value {
+                Outcome::Paired(paired) => Ok(pairing(paired.pairing.unwrap_or_default())),
+                other => Err(refused(other, &nothing)),
+            }
+        })
+    }
+
+    fn revoke(&self, account: ChannelAccount, sender_id: String) -> BoxFuture<'_, Result<(), ClusterError>> {
+        Box::pin(async move {
+            let nothing = format!("{sender_id} is not known to {account}");
+            let command = RemovePairing { account: account.into(), sender_id };
+            let done = self.store.commit(Command::RemovePairing(command), COMMIT).await.map_err(commit)?;
+            match done.value {
+                Outcome::Done(_) => Ok(()),
+                other => Err(refused(other, &nothing)),
+            }
+        })
+    }
 }

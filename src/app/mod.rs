@@ -172,6 +172,8 @@ impl App {
         });
 
         let health = Health::default();
+        let channel_view =
+            channels::View { me: instance_id.clone(), store: raft_store.clone(), health: health.clone() };
         let supervisor = Supervisor {
             context: Context {
                 me: instance_id.clone(),
@@ -199,6 +201,7 @@ impl App {
             models,
             agents: config.agents.clone(),
             cluster: Arc::new(view),
+            channels: Arc::new(channel_view),
             metrics: metrics.clone(),
             config: config.gateway.clone(),
             max_queued: config.messages.queue.cap,

@@ -4,6 +4,7 @@
 //! One file per subcommand; [`exit`] holds every exit code and error, [`target`] and [`client`] reach the instance,
 //! [`output`] writes tables. Arguments come from the operating system and are parsed once, here.
 
+mod channels;
 mod chat;
 mod client;
 mod cluster;
@@ -15,6 +16,7 @@ mod gateway;
 mod health;
 mod maintenance;
 mod output;
+mod pairing;
 mod sessions;
 mod settings;
 mod status;
@@ -53,6 +55,8 @@ enum Command {
     Status(status::Status),
     Health(health::Health),
     Cluster(cluster::Cluster),
+    Channels(channels::Channels),
+    Pairing(pairing::Pairing),
     Sessions(sessions::Sessions),
     Maintenance(maintenance::Maintenance),
     Config(config::Config),
@@ -97,6 +101,8 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Status(command) => on_one_thread(status::run(command, json)),
         Command::Health(command) => on_one_thread(health::run(command, json)),
         Command::Cluster(command) => on_one_thread(cluster::run(command, json)),
+        Command::Channels(command) => on_one_thread(channels::run(command, json)),
+        Command::Pairing(command) => on_one_thread(pairing::run(command, json)),
         Command::Sessions(command) => on_one_thread(sessions::run(command, json)),
         Command::Maintenance(command) => on_one_thread(maintenance::run(command, json)),
         Command::Config(command) => config::run(command, json),

@@ -2,9 +2,11 @@
 //!
 //! Requests refuse unknown fields, so that a misspelt one is an error and not a silent default.
 
+mod channels;
 mod error;
 mod openai;
 
+pub use channels::*;
 pub use error::{Error, ErrorBody, ErrorCode};
 pub use openai::*;
 
