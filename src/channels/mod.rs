@@ -8,6 +8,8 @@
 //! Whoever polls or holds a connection does so for a [`Tenure`]: the time in which this instance owns the account's
 //! lease. Nothing may be sent or asked of the platform after its end, so every call is bounded by it.
 
+pub mod telegram;
+
 use std::time::Duration;
 
 use futures::future::BoxFuture;

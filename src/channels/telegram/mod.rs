@@ -1,0 +1,9 @@
+//! Telegram: one bot, through the Bot API.
+//!
+//! Reading order: [`parse`] (an update to a message), [`webhook`].
+
+pub mod parse;
+pub mod webhook;
+
+/// The platform's part in the names of its accounts.
+pub const CHANNEL: &str = "telegram";
