@@ -2,7 +2,9 @@
 
 use axum::Json as Answer;
 use axum::extract::{Path, State};
+use bytes::Bytes;
 use futures::future::BoxFuture;
+use http::{HeaderMap, StatusCode};
 use openclaw_proto::http::{
     ApproveRequest, ChannelList, ChannelStatus, DeadLetterAction, DeadLetterList, DeadLetterRequest, ErrorBody,
     ErrorCode, MoveRequest, Pairing, PairingList, RevokeRequest,
@@ -12,7 +14,9 @@ use openclaw_proto::ids::{ChannelAccount, InstanceId};
 use super::Gateway;
 use super::cluster::{ClusterError, NoParams, bounded};
 use super::error::ApiError;
-use super::extract::{Json, Params};
+use super::extract::{Json, Params, Raw};
+
+const TELEGRAM_SECRET: &str = "x-telegram-bot-api-secret-token";
 
 /// The channels as this instance sees them, and what may be asked of them. Whoever wires the process implements it.
 pub trait ChannelView: Send + Sync + 'static {
@@ -28,6 +32,14 @@ pub trait ChannelView: Send + Sync + 'static {
         account: ChannelAccount,
         id: u64,
         action: DeadLetterAction,
+    ) -> BoxFuture<'_, Result<(), ClusterError>>;
+
+    /// Takes what a platform sent to an account's webhook; durable once it answers.
+    fn webhook(
+        &self,
+        account: ChannelAccount,
+        secret: Option<Vec<u8>>,
+        body: Bytes,
     ) -> BoxFuture<'_, Result<(), ClusterError>>;
 
     fn pairings(&self) -> Result<PairingList, ClusterError>;
@@ -96,6 +108,24 @@ pub(super) async fn decide(
     let id = id.parse().map_err(|_| ApiError::new(ErrorCode::NotFound, "there is no such message"))?;
     bounded(&gateway, gateway.parts().channels.decide(account.clone(), id, body.action)).await?;
     Ok(Answer(gateway.parts().channels.dead_letters(&account)?))
+}
+
+/// Where Telegram delivers, on any instance. It proves itself by the secret that the bot's webhook was set with.
+#[utoipa::path(
+    post, path = "/api/v1/webhooks/telegram/{account}", tag = "channels",
+    params(("account" = String, Path), ("X-Telegram-Bot-Api-Secret-Token" = String, Header)),
+    responses((status = 200, description = "Stored"), (status = 401, body = ErrorBody), (status = 503, body = ErrorBody))
+)]
+pub(super) async fn telegram_webhook(
+    State(gateway): State<Gateway>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    Raw(body): Raw,
+) -> Result<StatusCode, ApiError> {
+    let account = account(&format!("telegram:{name}"))?;
+    let secret = headers.get(TELEGRAM_SECRET).map(|value| value.as_bytes().to_vec());
+    bounded(&gateway, gateway.parts().channels.webhook(account, secret, body)).await?;
+    Ok(StatusCode::OK)
 }
 
 /// Who waits for approval, and who has it.

@@ -38,6 +38,18 @@ impl<T: DeserializeOwned> FromRequest<Gateway> for Json<T> {
     }
 }
 
+/// A body as it came, for whoever checks a signature or a secret before reading it.
+pub(super) struct Raw(pub(super) Bytes);
+
+impl FromRequest<Gateway> for Raw {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, gateway: &Gateway) -> Result<Self, ApiError> {
+        let limits = gateway.limits();
+        read_body(request, limits.body_bytes.as_usize(), limits.request).await.map(Self)
+    }
+}
+
 fn check_media_type(headers: &HeaderMap) -> Result<(), ApiError> {
     let unsupported = |message: &str| Err(ApiError::new(ErrorCode::UnsupportedMediaType, message));
     let Some(given) = single(headers, CONTENT_TYPE.as_str())? else {

@@ -197,6 +197,8 @@ pub fn router(gateway: Gateway) -> Router {
     let guarded = guarded.route_layer(from_fn_with_state(gateway.clone(), auth::require));
 
     let open = Router::new()
+        // Its secret is its own.
+        .route("/api/v1/webhooks/telegram/{account}", post(channels::telegram_webhook))
         .route("/", get(webchat::page))
         .route("/{asset}", get(webchat::asset))
         .route("/api/v1/openapi.json", get(openapi::get))

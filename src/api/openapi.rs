@@ -31,6 +31,7 @@ use super::{Gateway, channels, chat, cluster, health, maintenance, metrics, open
         channels::move_to,
         channels::dead_letters,
         channels::decide,
+        channels::telegram_webhook,
         channels::pairings,
         channels::approve,
         channels::revoke,

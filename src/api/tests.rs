@@ -190,6 +190,15 @@ impl ChannelView for NoChannels {
         Box::pin(async { no_such("message") })
     }
 
+    fn webhook(
+        &self,
+        _: ChannelAccount,
+        _: Option<Vec<u8>>,
+        _: bytes::Bytes,
+    ) -> BoxFuture<'_, Result<(), ClusterError>> {
+        Box::pin(async { Err(ClusterError { code: ErrorCode::Unauthorized, message: "no secret opens it".into() }) })
+    }
+
     fn pairings(&self) -> Result<PairingList, ClusterError> {
         Ok(PairingList { pairings: Vec::new() })
     }

@@ -1,10 +1,13 @@
 //! The channel accounts of the configuration as what runs them, and all accounts as HTTP shows them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use openclaw_config::Channels;
+use openclaw_config::channels::Account;
 use openclaw_proto::http::{
     ChannelList, ChannelStatus, DeadLetter, DeadLetterAction, DeadLetterList, ErrorCode, OutboxStatus, Pairing,
     PairingList,
@@ -17,19 +20,62 @@ use openclaw_proto::state::{self, ApprovePairing, IntentState, Lease, MoveLease,
 
 use super::Stopped;
 use crate::api::{ChannelView, ClusterError};
+use crate::channels::delivery::Pace;
 use crate::channels::health::Health;
+use crate::channels::intake::{Context, Intake};
 use crate::channels::supervisor::Configured;
+use crate::channels::telegram::Telegram;
+use crate::channels::telegram::webhook::WebhookError;
+use crate::channels::{Channel, Inbox};
 use crate::store::channels::{ChannelStore, OwnerError};
 use crate::store::{CommitError, ReadError};
 
 const COMMIT: Duration = Duration::from_secs(5);
+/// What Telegram's support says a bot may send: one message a second to a chat, thirty in all.
+const TELEGRAM: Pace = Pace { per_chat: Duration::from_secs(1), overall: Duration::from_millis(34) };
 /// Intents that one look at an account's outbox counts.
 const COUNTED: usize = 10_000;
 
 /// Every account that the configuration has.
-pub(super) fn configured(channels: &Channels) -> Result<Vec<Configured>, Stopped> {
-    let _ = channels;
-    Ok(Vec::new())
+///
+/// # Errors
+/// [`Stopped::Config`] names the account whose settings cannot work.
+pub(super) fn configured(channels: &Channels) -> Result<Accounts, Stopped> {
+    let mut accounts = Accounts::default();
+    for settings in channels.telegram_accounts() {
+        let refused = |error| Stopped::Config(format!("channels.telegram, account {}: {error}", settings.id));
+        let account = settings.account.clone();
+        let channel = Arc::new(Telegram::new(settings.clone()).map_err(refused)?);
+        accounts.webhooks.push((channel.clone(), account.clone()));
+        accounts.configured.push(Configured { channel, settings: account, pace: TELEGRAM });
+    }
+    Ok(accounts)
+}
+
+/// What the configuration has.
+#[derive(Default)]
+pub(super) struct Accounts {
+    pub(super) configured: Vec<Configured>,
+    /// Those that a platform may call.
+    webhooks: Vec<(Arc<Telegram>, Account)>,
+}
+
+impl Accounts {
+    /// What takes the platforms' calls, on this instance.
+    pub(super) fn webhooks(&self, context: &Context) -> BTreeMap<ChannelAccount, Webhook> {
+        let webhook = |(channel, settings): &(Arc<Telegram>, Account)| {
+            let account = channel.account().clone();
+            let intake = Intake::new(context.clone(), account.clone(), settings.clone(), None);
+            (account, Webhook { channel: channel.clone(), intake })
+        };
+        self.webhooks.iter().map(webhook).collect()
+    }
+}
+
+/// An account that its platform calls.
+pub(super) struct Webhook {
+    channel: Arc<Telegram>,
+    intake: Intake,
 }
 
 /// The channels as this instance sees them.
@@ -37,6 +83,7 @@ pub(super) struct View {
     pub(super) me: InstanceId,
     pub(super) store: Arc<dyn ChannelStore>,
     pub(super) health: Health,
+    pub(super) webhooks: BTreeMap<ChannelAccount, Webhook>,
 }
 
 impl View {
@@ -180,6 +227,27 @@ impl ChannelView for View {
                 },
                 OwnerError::Commit(error) => commit(error),
             })
+        })
+    }
+
+    fn webhook(
+        &self,
+        account: ChannelAccount,
+        secret: Option<Vec<u8>>,
+        body: Bytes,
+    ) -> BoxFuture<'_, Result<(), ClusterError>> {
+        Box::pin(async move {
+            let failed = |code, message: String| ClusterError { code, message };
+            // Whoever does not know the secret does not learn which accounts there are.
+            let unauthorized = || failed(ErrorCode::Unauthorized, WebhookError::Unauthorized.to_string());
+            let webhook = self.webhooks.get(&account).ok_or_else(unauthorized)?;
+            let messages = webhook.channel.webhook(secret.as_deref(), &body).await.map_err(|error| match error {
+                WebhookError::Unauthorized => unauthorized(),
+                WebhookError::Malformed => failed(ErrorCode::InvalidRequest, error.to_string()),
+                WebhookError::Unavailable(_) => failed(ErrorCode::Busy, error.to_string()),
+            })?;
+            self.health.received(&account);
+            webhook.intake.take(messages).await.map_err(|error| failed(ErrorCode::NoQuorum, error.to_string()))
         })
     }
 

@@ -147,7 +147,7 @@ impl App {
         let load = runner.load();
 
         let accounts = channels::configured(&config.channels)?;
-        let description = describe(&config, &node, &data_dir, &accounts)?;
+        let description = describe(&config, &node, &data_dir, &accounts.configured)?;
         let lease = &config.cluster.lease;
         let validity = Validity::start(lease.validity, lease.stop_budget)
             .map_err(|error| Stopped::Fatal(format!("no thread to watch leases: {error}")))?;
@@ -172,22 +172,22 @@ impl App {
         });
 
         let health = Health::default();
-        let channel_view =
-            channels::View { me: instance_id.clone(), store: raft_store.clone(), health: health.clone() };
-        let supervisor = Supervisor {
-            context: Context {
-                me: instance_id.clone(),
-                store: raft_store,
-                models: models.clone(),
-                agents: config.agents.clone(),
-                session: config.session.clone(),
-                max_queued: config.messages.queue.cap,
-            },
-            validity,
-            session: session.clone(),
-            health,
-            accounts,
+        let context = Context {
+            me: instance_id.clone(),
+            store: raft_store.clone(),
+            models: models.clone(),
+            agents: config.agents.clone(),
+            session: config.session.clone(),
+            max_queued: config.messages.queue.cap,
         };
+        let channel_view = channels::View {
+            me: instance_id.clone(),
+            store: raft_store,
+            health: health.clone(),
+            webhooks: accounts.webhooks(&context),
+        };
+        let supervisor =
+            Supervisor { context, validity, session: session.clone(), health, accounts: accounts.configured };
         let channels_stopped = CancellationToken::new();
         let channels = tokio::spawn(supervisor.run(channels_stopped.clone()));
 

@@ -57,6 +57,11 @@ impl Health {
         status.last_error = Some(text);
     }
 
+    /// Something came to an account that runs elsewhere, or here.
+    pub fn received(&self, account: &ChannelAccount) {
+        self.reporter(account).received();
+    }
+
     pub(super) fn reporter(&self, account: &ChannelAccount) -> impl Reporter + use<> {
         AccountReporter { health: self.clone(), account: account.clone() }
     }

@@ -14,6 +14,7 @@ pub mod health;
 pub mod intake;
 pub mod policy;
 pub mod supervisor;
+pub mod telegram;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
