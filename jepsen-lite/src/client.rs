@@ -16,8 +16,8 @@ use hyper_util::client::legacy::Client as Pool;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use openclaw_proto::http::{
-    self as api, AppendRequest, AppendResponse, ChatRequest, ChatResponse, Cluster, Entry, EntryList, ErrorBody,
-    ErrorCode, Role, StreamEvent, Usage,
+    self as api, AppendRequest, AppendResponse, ChannelList, ChannelStatus, ChatRequest, ChatResponse, Cluster,
+    DeadLetterList, Entry, EntryList, ErrorBody, ErrorCode, MoveRequest, Role, StreamEvent, Usage,
 };
 use openclaw_proto::ids::{IdempotencyKey, SessionKey, StreamPosition, TurnId};
 use serde::Serialize;
@@ -177,6 +177,22 @@ impl Client {
 
     pub async fn turn(&self, turn: &TurnId) -> Reply<api::Turn> {
         self.get(&format!("/api/v1/turns/{turn}")).await
+    }
+
+    /// The bot accounts, as the instance sees them.
+    pub async fn channels(&self) -> Reply<ChannelList> {
+        self.get("/api/v1/channels").await
+    }
+
+    /// Messages of a bot account that were not delivered, or not known to be.
+    pub async fn dead_letters(&self, account: &str) -> Reply<DeadLetterList> {
+        self.get(&format!("/api/v1/channels/{account}/dead-letters")).await
+    }
+
+    /// Sends a bot account to another instance.
+    pub async fn move_channel(&self, account: &str, to: &str) -> Reply<ChannelStatus> {
+        let body = MoveRequest { to: to.to_owned() };
+        self.post(&format!("/api/v1/channels/{account}/move"), &body, &IdempotencyKey::random()).await
     }
 
     pub async fn cluster(&self) -> Reply<Cluster> {

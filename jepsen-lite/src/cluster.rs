@@ -43,6 +43,9 @@ pub struct Options {
     pub instances: usize,
     /// What every instance is configured with; names, ports and directories are filled in for each.
     pub settings: Config,
+    /// Top-level settings as they stand in the file, in place of those in `settings`: for what holds secrets, which no type
+    /// writes out.
+    pub written: serde_json::Map<String, serde_json::Value>,
     /// Puts a [`Network`] between the instances.
     pub proxied: bool,
     /// Where directories and logs go; absent: a temporary directory, which is removed when all went well.
@@ -52,12 +55,25 @@ pub struct Options {
 impl Options {
     /// `instances` instances of a binary with default settings.
     pub fn new(openclaw: impl Into<PathBuf>, instances: usize) -> Self {
-        Self { openclaw: openclaw.into(), instances, settings: Config::default(), proxied: false, directory: None }
+        Self {
+            openclaw: openclaw.into(),
+            instances,
+            settings: Config::default(),
+            written: serde_json::Map::new(),
+            proxied: false,
+            directory: None,
+        }
     }
 
     /// Changes settings of every instance.
     pub fn settings(mut self, change: impl FnOnce(&mut Config)) -> Self {
         change(&mut self.settings);
+        self
+    }
+
+    /// Writes a top-level setting as it stands.
+    pub fn written(mut self, name: &str, value: serde_json::Value) -> Self {
+        self.written.insert(name.to_owned(), value);
         self
     }
 
@@ -194,6 +210,10 @@ impl Cluster {
                 settings.cluster.bootstrap.clone_from(&bootstrap);
             }
             let file = home.join("openclaw.json");
+            let mut settings = serde_json::to_value(&settings).context("encode the settings")?;
+            if let Some(settings) = settings.as_object_mut() {
+                settings.extend(options.written.clone());
+            }
             std::fs::write(&file, serde_json::to_vec_pretty(&settings).context("encode the settings")?)
                 .with_context(|| format!("write {}", file.display()))?;
             let arguments = vec!["gateway".into(), "--config".into(), file.into()];

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use jepsen_lite::commands::{bench, durability, failover, footprint};
+use jepsen_lite::commands::{bench, channels, durability, failover, footprint};
 use jepsen_lite::fakes;
 
 /// Starts real instances, breaks or loads them, and judges what their clients were told.
@@ -22,6 +22,8 @@ enum Command {
     Failover(failover::Options),
     /// Durable writes per second and their latency, beside etcd and the disk's own fdatasync
     Bench(bench::Options),
+    /// Kill, pause, cut off or relieve the owner of a Telegram bot under a stream of messages; each gets one answer
+    Channels(channels::Options),
     /// Idle memory, time from start to serving, size of the binary
     Footprint(footprint::Options),
     /// Serve a model provider, or Telegram's Bot API, that is not one: real HTTP, every failure on request
@@ -34,6 +36,7 @@ async fn main() -> ExitCode {
         Command::Durability(options) => durability::run(options).await.map(Some),
         Command::Failover(options) => failover::run(options).await.map(Some),
         Command::Bench(options) => bench::run(options).await.map(Some),
+        Command::Channels(options) => channels::run(options).await.map(Some),
         Command::Footprint(options) => footprint::run(options).await.map(Some),
         Command::Fake(options) => fakes::cli::run(options).await.map(|()| None),
     };

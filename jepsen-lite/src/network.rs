@@ -218,6 +218,14 @@ fn dialler(source: SocketAddr, local: SocketAddr, owners: &HashMap<u32, usize>) 
     owners.iter().find(|(pid, _)| has_open(**pid, Path::new(&link))).map(|(_, &index)| index)
 }
 
+/// Which of `pids` holds the connection from `source` to `local`, as long as it is open.
+pub fn process_of(source: SocketAddr, local: SocketAddr, pids: impl IntoIterator<Item = u32>) -> Option<u32> {
+    let table = std::fs::read_to_string("/proc/net/tcp").ok()?;
+    let inode = socket_inode(&table, source, local)?;
+    let link = format!("socket:[{inode}]");
+    pids.into_iter().find(|pid| has_open(*pid, Path::new(&link)))
+}
+
 fn has_open(pid: u32, link: &Path) -> bool {
     let Ok(files) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
     files.flatten().any(|file| std::fs::read_link(file.path()).is_ok_and(|target| target == link))

@@ -4,6 +4,7 @@
 //! when the checkers found nothing, no log tells of a panic, and the faults that were asked for really happened.
 
 pub mod bench;
+pub mod channels;
 pub mod durability;
 pub mod failover;
 pub mod footprint;
