@@ -198,9 +198,10 @@ impl Shared {
                     .say(id, Step::Failed(format!("not sent in {MAX_ATTEMPTS} attempts: {}", intent.error)))
                     .await;
             }
-            self.say(id, Step::Claimed(true)).await?;
             let last = intent.pieces_sent as usize + 1 == pieces.len();
+            // Its turn first, then the claim: what is claimed when an owner dies is unknown to the next.
             self.wait_for_pace().await;
+            self.say(id, Step::Claimed(true)).await?;
             if self.tenure.is_over() {
                 return Err(Stop::Over);
             }

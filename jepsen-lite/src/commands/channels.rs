@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use openclaw_config::session::DmScope;
+use openclaw_proto::http::ChannelStatus;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde::Serialize;
@@ -326,14 +327,17 @@ async fn until(what: &str, mut met: impl FnMut() -> bool) -> Result<()> {
 async fn owner(cluster: &mut Cluster) -> Result<usize> {
     let begin = Instant::now();
     loop {
+        // An instance that has just begun may know an owner of long ago: the newest grant counts.
+        let mut newest: Option<ChannelStatus> = None;
         for client in cluster.clients(Protocol::Http1, Duration::from_secs(2)) {
             let Reply::Ok(list) = client.channels().await else { continue };
-            let channel = list.channels.into_iter().find(|channel| channel.account == ACCOUNT);
-            let settled = channel.filter(|channel| channel.moving_to.is_none()).and_then(|channel| channel.owner);
-            let index = settled.and_then(|owner| cluster.instances().iter().position(|one| one.id.as_str() == owner));
-            if let Some(index) = index {
-                return Ok(index);
-            }
+            let channels = list.channels.into_iter().filter(|channel| channel.account == ACCOUNT).chain(newest.take());
+            newest = channels.max_by_key(|channel| channel.fencing_token);
+        }
+        let settled = newest.filter(|channel| channel.moving_to.is_none()).and_then(|channel| channel.owner);
+        let index = settled.and_then(|owner| cluster.instances().iter().position(|one| one.id.as_str() == owner));
+        if let Some(index) = index {
+            return Ok(index);
         }
         ensure!(begin.elapsed() < GIVE_UP, "nobody owns {ACCOUNT}");
         tokio::time::sleep(POLL).await;
