@@ -259,7 +259,13 @@ impl Balancer {
     /// # Errors
     /// When no port can be bound.
     pub async fn start(backends: Vec<SocketAddr>) -> Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.context("bind the balancer")?;
+        Self::start_at(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), backends).await
+    }
+
+    /// # Errors
+    /// When the address cannot be bound.
+    pub async fn start_at(address: SocketAddr, backends: Vec<SocketAddr>) -> Result<Self> {
+        let listener = TcpListener::bind(address).await.context("bind the balancer")?;
         let address = listener.local_addr().context("address of the balancer")?;
         let task = tokio::spawn(balance(listener, backends));
         Ok(Self { address, task })

@@ -293,7 +293,8 @@ impl Shared {
     }
 }
 
-fn address(to: &openclaw_proto::state::ReplyAddress) -> Option<ReplyAddress> {
+/// A stored address, as channels take it.
+pub(super) fn address(to: &openclaw_proto::state::ReplyAddress) -> Option<ReplyAddress> {
     let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     Some(ReplyAddress {
         account: ChannelAccount::parse(to.account.as_str()).ok()?,

@@ -19,6 +19,7 @@ pub mod telegram;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod typing;
 
 use std::time::Duration;
 

@@ -21,7 +21,7 @@ use tracing::{Instrument, info, info_span, warn};
 use super::delivery::{Delivery, Pace};
 use super::health::Health;
 use super::intake::{Context, Intake};
-use super::{Channel, ReceiveError, Tenure};
+use super::{Channel, ReceiveError, Tenure, typing};
 use crate::cluster::session::Session;
 use crate::cluster::validity::{Stretch, Validity};
 use crate::store::Event;
@@ -153,10 +153,11 @@ impl Supervisor {
         );
         let span = info_span!("channel", %account, fencing_token = lease.fencing_token);
         let (channel, health) = (configured.channel.clone(), self.health.clone());
+        let typing = typing::show(self.context.store.clone(), configured.channel.clone(), tenure.clone());
         let task = tokio::spawn(
             async move {
                 let receiving = receive(&*channel, &tenure, &intake, &health);
-                tokio::join!(receiving, delivery.run());
+                tokio::join!(receiving, delivery.run(), typing);
             }
             .instrument(span),
         );
