@@ -40,7 +40,8 @@ pub struct Discord {
     pub group_allow_from: Vec<String>,
     /// In the channels of servers, answer only messages that name the bot or reply to it. Default true.
     pub require_mention: bool,
-    /// Whether a reply is shown while it is written, by editing the message. Default `off`.
+    /// Whether a reply is shown while it is written, by editing the message. This release sends replies once they are complete,
+    /// whatever it says. Default `off`.
     #[serde(deserialize_with = "streaming_or_default")]
     pub streaming: Streaming,
     /// What becomes of a reply whose sending had no answer. Default `resend`.

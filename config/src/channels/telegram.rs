@@ -48,7 +48,8 @@ pub struct Telegram {
     pub group_allow_from: Vec<String>,
     /// In groups, answer only messages that name the bot or reply to it. Default true.
     pub require_mention: bool,
-    /// Whether a reply is shown while it is written, by editing the message. Default `partial`.
+    /// Whether a reply is shown while it is written, by editing the message. This release sends replies once they are complete,
+    /// whatever it says. Default `partial`.
     #[serde(deserialize_with = "streaming_or_default")]
     pub streaming: Streaming,
     /// What becomes of a reply whose sending had no answer. Default `resend`.
