@@ -128,9 +128,9 @@ async fn a_conversation_through_the_balancer_is_the_same_on_every_instance() -> 
 
 const NUMBERS: usize = 60;
 
-/// The echo model counts to [`NUMBERS`] in about two seconds, so that a lost or doubled piece shows.
+/// The echo model counts to [`NUMBERS`] in about three seconds, so that a lost or doubled piece shows.
 fn count() -> String {
-    format!("[tokens={NUMBERS} delay=30ms]")
+    format!("[tokens={NUMBERS} delay=50ms]")
 }
 
 fn check_count(answer: &Answer) {

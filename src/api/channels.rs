@@ -20,11 +20,15 @@ const TELEGRAM_SECRET: &str = "x-telegram-bot-api-secret-token";
 
 /// The channels as this instance sees them, and what may be asked of them. Whoever wires the process implements it.
 pub trait ChannelView: Send + Sync + 'static {
+    /// # Errors
+    /// [`ClusterError`] when the state cannot be read, or knows no such account.
     fn channels(&self) -> Result<ChannelList, ClusterError>;
 
     /// Answers with the account once the move is ordered; its owner lets go in its own time.
     fn move_to(&self, account: ChannelAccount, to: InstanceId) -> BoxFuture<'_, Result<ChannelStatus, ClusterError>>;
 
+    /// # Errors
+    /// [`ClusterError`] when the state cannot be read, or knows no such account.
     fn dead_letters(&self, account: &ChannelAccount) -> Result<DeadLetterList, ClusterError>;
 
     fn decide(
@@ -42,6 +46,8 @@ pub trait ChannelView: Send + Sync + 'static {
         body: Bytes,
     ) -> BoxFuture<'_, Result<(), ClusterError>>;
 
+    /// # Errors
+    /// [`ClusterError`] when the state cannot be read, or knows no such account.
     fn pairings(&self) -> Result<PairingList, ClusterError>;
 
     fn approve(&self, channel: String, code: String) -> BoxFuture<'_, Result<Pairing, ClusterError>>;

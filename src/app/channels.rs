@@ -27,7 +27,7 @@ use crate::channels::supervisor::Configured;
 use crate::channels::telegram::Telegram;
 use crate::channels::telegram::webhook::WebhookError;
 use crate::channels::{Channel, Inbox};
-use crate::store::channels::{ChannelStore, OwnerError};
+use crate::store::channels::{ChannelStore, OwnerError, Unchanged, change};
 use crate::store::{CommitError, ReadError};
 
 const COMMIT: Duration = Duration::from_secs(5);
@@ -145,11 +145,13 @@ fn commit(error: CommitError) -> ClusterError {
 }
 
 /// What an outcome that is not the wanted one means to an operator.
-fn refused(outcome: Outcome, nothing: &str) -> ClusterError {
-    match outcome {
-        Outcome::NotFound(_) => ClusterError { code: ErrorCode::NotFound, message: nothing.to_owned() },
-        Outcome::Refused(refused) => ClusterError { code: ErrorCode::Conflict, message: refused.reason },
-        other => internal(format!("unexpected outcome {other:?}")),
+fn refused(unchanged: Unchanged, nothing: &str) -> ClusterError {
+    match unchanged {
+        Unchanged::NotFound => ClusterError { code: ErrorCode::NotFound, message: nothing.to_owned() },
+        Unchanged::Refused(reason) => ClusterError { code: ErrorCode::Conflict, message: reason },
+        other @ (Unchanged::Fenced | Unchanged::Conflict | Unchanged::Stale | Unchanged::Other(_)) => {
+            internal(format!("unexpected outcome {other:?}"))
+        }
     }
 }
 
@@ -175,10 +177,9 @@ impl ChannelView for View {
         Box::pin(async move {
             let command = MoveLease { account: account.as_str().to_owned(), to: to.into() };
             let done = self.store.commit(Command::MoveLease(command), COMMIT).await.map_err(commit)?;
-            match done.value {
-                Outcome::Done(_) => self.status(self.lease(&account)?),
-                other => Err(refused(other, &format!("there is no channel account {account}"))),
-            }
+            let nothing = format!("there is no channel account {account}");
+            change(done.value).map_err(|unchanged| refused(unchanged, &nothing))?;
+            self.status(self.lease(&account)?)
         })
     }
 
@@ -261,10 +262,11 @@ impl ChannelView for View {
             let nothing = format!("nobody waits on {channel} with the code {code}; codes live for an hour");
             let command = ApprovePairing { channel, code };
             let done = self.store.commit(Command::ApprovePairing(command), COMMIT).await.map_err(commit)?;
-            match done.value {
-                Outcome::Paired(paired) => Ok(pairing(paired.pairing.unwrap_or_default())),
-                other => Err(refused(other, &nothing)),
+            if let Outcome::Paired(paired) = done.value {
+                return Ok(pairing(paired.pairing.unwrap_or_default()));
             }
+            change(done.value).map_err(|unchanged| refused(unchanged, &nothing))?;
+            Err(internal("approved without saying whom"))
         })
     }
 
@@ -273,10 +275,7 @@ impl ChannelView for View {
             let nothing = format!("{sender_id} is not known to {account}");
             let command = RemovePairing { account: account.into(), sender_id };
             let done = self.store.commit(Command::RemovePairing(command), COMMIT).await.map_err(commit)?;
-            match done.value {
-                Outcome::Done(_) => Ok(()),
-                other => Err(refused(other, &nothing)),
-            }
+            change(done.value).map_err(|unchanged| refused(unchanged, &nothing))
         })
     }
 }

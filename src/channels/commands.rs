@@ -30,7 +30,7 @@ pub fn parse(text: &str, reset_triggers: &[String]) -> Option<ChatCommand> {
     // In groups clients write the bot's name behind the command; who is meant has been settled by then.
     let word = word.split_once('@').map_or(word, |(word, _)| word).to_lowercase();
     let rest = rest.trim();
-    if reset_triggers.iter().any(|trigger| *trigger == word) {
+    if reset_triggers.contains(&word) {
         return Some(ChatCommand::Reset { rest: rest.to_owned() });
     }
     match &*word {

@@ -193,8 +193,8 @@ async fn receive(channel: &dyn Channel, tenure: &Tenure, intake: &Intake, health
     let mut pause = FIRST_PAUSE;
     while !tenure.is_over() {
         let began = tokio::time::Instant::now();
-        let received = tenure.ended.run_until_cancelled(channel.receive(tenure, intake, &reporter)).await;
-        let Some(error) = received else { return };
+        // It ends by itself with the tenure: some have a connection to close, so that the next owner can go on with it.
+        let error = channel.receive(tenure, intake, &reporter).await;
         if began.elapsed() > LONGEST_PAUSE {
             pause = FIRST_PAUSE;
         }

@@ -75,10 +75,12 @@ impl dyn ChannelStore {
         timeout: Duration,
     ) -> Result<bool, CommitError> {
         let command = ReleaseLease { account: account.as_str().to_owned(), fencing_token };
-        match self.commit(Command::ReleaseLease(command), timeout).await?.value {
-            Outcome::Done(_) => Ok(true),
-            Outcome::Stale(_) | Outcome::NotFound(_) => Ok(false),
-            other => Err(unexpected("release a lease", other)),
+        match change(self.commit(Command::ReleaseLease(command), timeout).await?.value) {
+            Ok(()) => Ok(true),
+            Err(Unchanged::Stale | Unchanged::NotFound) => Ok(false),
+            Err(other @ (Unchanged::Fenced | Unchanged::Conflict | Unchanged::Refused(_) | Unchanged::Other(_))) => {
+                Err(unexpected("release a lease", other))
+            }
         }
     }
 
@@ -115,11 +117,53 @@ impl dyn ChannelStore {
 }
 
 fn owner(outcome: Outcome) -> Result<(), OwnerError> {
+    change(outcome).map_err(|unchanged| match unchanged {
+        Unchanged::Fenced => OwnerError::Fenced,
+        Unchanged::Conflict => OwnerError::Conflict,
+        Unchanged::NotFound => OwnerError::NotFound,
+        other @ (Unchanged::Stale | Unchanged::Refused(_) | Unchanged::Other(_)) => {
+            unexpected("write for a channel account", other).into()
+        }
+    })
+}
+
+/// Why a command changed nothing.
+#[derive(Debug)]
+pub enum Unchanged {
+    Fenced,
+    Conflict,
+    NotFound,
+    Stale,
+    Refused(String),
+    /// Nothing that the command can have.
+    Other(Box<Outcome>),
+}
+
+/// What a command did that answers with no more than that it was done.
+///
+/// # Errors
+/// [`Unchanged`] says why it was not.
+pub fn change(outcome: Outcome) -> Result<(), Unchanged> {
     match outcome {
         Outcome::Done(_) => Ok(()),
-        Outcome::Fenced(_) => Err(OwnerError::Fenced),
-        Outcome::Conflict(_) => Err(OwnerError::Conflict),
-        Outcome::NotFound(_) => Err(OwnerError::NotFound),
-        other => Err(unexpected("write for a channel account", other).into()),
+        Outcome::Fenced(_) => Err(Unchanged::Fenced),
+        Outcome::Conflict(_) => Err(Unchanged::Conflict),
+        Outcome::NotFound(_) => Err(Unchanged::NotFound),
+        Outcome::Stale(_) => Err(Unchanged::Stale),
+        Outcome::Refused(refused) => Err(Unchanged::Refused(refused.reason)),
+        other @ (Outcome::Accepted(_)
+        | Outcome::DuplicateTurn(_)
+        | Outcome::KeyReused(_)
+        | Outcome::QueueFull(_)
+        | Outcome::TurnEnded(_)
+        | Outcome::Appended(_)
+        | Outcome::SessionReset(_)
+        | Outcome::SessionDeleted(_)
+        | Outcome::InstanceRegistered(_)
+        | Outcome::InstanceTaken(_)
+        | Outcome::Swept(_)
+        | Outcome::ModelSet(_)
+        | Outcome::Enqueued(_)
+        | Outcome::Paired(_)) => Err(Unchanged::Other(Box::new(other))),
     }
 }

@@ -217,11 +217,11 @@ impl MemoryStore {
 
 impl ChannelStore for MemoryStore {
     fn leases(&self) -> Result<Vec<Lease>, ReadError> {
-        self.now(|tables| read::leases(tables))
+        self.now(read::leases)
     }
 
     fn instances(&self) -> Result<Vec<Instance>, ReadError> {
-        self.now(|tables| read::instances(tables))
+        self.now(read::instances)
     }
 
     fn cursor(&self, account: &ChannelAccount) -> Result<Option<Cursor>, ReadError> {
