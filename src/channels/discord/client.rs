@@ -88,6 +88,8 @@ pub(super) struct Rest {
     http: reqwest::Client,
     api: Url,
     authorization: HeaderValue,
+    /// Of every call; a test has less time.
+    pub(super) deadline: Duration,
     gates: Mutex<Gates>,
 }
 
@@ -119,7 +121,7 @@ impl Rest {
             client = client.tls_certs_only([]);
         }
         let http = client.build().map_err(|error| BuildError::Client(causes(error)))?;
-        Ok(Self { http, api, authorization, gates: Mutex::default() })
+        Ok(Self { http, api, authorization, deadline: DEADLINE, gates: Mutex::default() })
     }
 
     /// For what is not a call: the gateway's connections.
@@ -192,7 +194,7 @@ impl Rest {
         if let Some(after) = self.gates.lock().closed(&bucket, Instant::now()) {
             return Err(CallError::Limited { after });
         }
-        let request = request.header(AUTHORIZATION, self.authorization.clone()).timeout(DEADLINE);
+        let request = request.header(AUTHORIZATION, self.authorization.clone()).timeout(self.deadline);
         let response = request.send().await.map_err(unanswered)?;
         let (status, headers) = (response.status(), response.headers().clone());
         let now = Instant::now();

@@ -16,8 +16,8 @@ use serenity::model::id::{ChannelId, UserId};
 use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
+use super::Timing;
 use super::client::Rest;
-use super::gateway::{Timing, failed};
 use super::parse::Threads;
 use super::socket::address;
 use crate::channels::{Inbox, InboxError, ReceiveError};
@@ -70,6 +70,10 @@ impl Position {
         let Session { id, resume_url, bot } = &*self.session;
         json!({"sessionId": id, "seq": self.seq, "resumeUrl": resume_url, "botId": bot}).to_string()
     }
+}
+
+pub(super) fn failed(reason: impl Into<String>, retry_after: Option<Duration>) -> ReceiveError {
+    ReceiveError::Failed { reason: reason.into(), retry_after }
 }
 
 /// How an attempt to hand over a batch went, and what was learnt about threads for it.

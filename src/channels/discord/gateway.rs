@@ -8,7 +8,6 @@
 //! Source: discord-api-docs, topics/gateway and topics/opcodes-and-status-codes.
 
 use std::convert::Infallible;
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +19,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tracing::{debug, info, warn};
 
 use super::client::CallError;
-use super::cursor::{Intake, Position, Session};
+use super::cursor::{Intake, Position, Session, failed};
 use super::parse::{self, Envelope, Hello, Ready};
 use super::socket::{Came, Socket};
 use super::{DEADLINE, Discord};
@@ -43,33 +42,6 @@ const RESERVE: u64 = 5;
 /// What sessions begun are apart: Discord wants 5 s; it doubles with each that follows, up to 288 a day.
 const LONGEST_SPACING: Duration = Duration::from_secs(300);
 const FORGOTTEN: Duration = Duration::from_secs(600);
-
-/// What a test wants shorter.
-#[derive(Debug, Clone)]
-pub(super) struct Timing {
-    /// Before a session begins in the place of one that is invalid.
-    pub(super) invalid: Range<Duration>,
-    /// Between two sessions begun.
-    pub(super) spacing: Duration,
-    /// Before the second connection in a row.
-    pub(super) reconnect: Duration,
-    /// Between two cursors.
-    pub(super) save: Duration,
-    /// Before the inbox is asked again.
-    pub(super) retry: Duration,
-}
-
-impl Default for Timing {
-    fn default() -> Self {
-        Self {
-            invalid: Duration::from_secs(1)..Duration::from_secs(5),
-            spacing: Duration::from_secs(5),
-            reconnect: Duration::from_millis(250),
-            save: Duration::from_secs(1),
-            retry: Duration::from_millis(50),
-        }
-    }
-}
 
 /// When sessions were begun, as far as this process knows.
 #[derive(Debug, Default)]
@@ -128,10 +100,6 @@ fn closed(code: Option<u16>, reason: String) -> Result<Lost, ReceiveError> {
         Some(4007 | 4009) => Ok(Lost { reason, over: true, pause: Duration::ZERO, closed: true }),
         Some(_) | None => Ok(Lost { reason, over: false, pause: Duration::ZERO, closed: true }),
     }
-}
-
-pub(super) fn failed(reason: impl Into<String>, retry_after: Option<Duration>) -> ReceiveError {
-    ReceiveError::Failed { reason: reason.into(), retry_after }
 }
 
 /// What a call that had to come before a connection means for it.

@@ -3,12 +3,14 @@
 //! **Why the gateway's client is ours.** Failover wants the session that the owner before this one had, resumed by another
 //! process and at once: then Discord itself repeats whatever was said in between. serenity 0.12 keeps a session and its
 //! number to itself and begins a new one after every start; twilight-gateway 0.17 takes a stored session, and sleeps at
-//! least a second before each connection. What is left is small: [`gateway`]. Types and builders are serenity's.
+//! least a second before each connection. What is left is small: `gateway`, on a `socket` that the HTTP client upgrades, and
+//! so with the one TLS that we have. Types and builders are serenity's.
 //!
 //! **Nothing is lost, nothing is doubled.** The cursor is `{sessionId, seq, resumeUrl, botId}`. Its number covers only what
 //! the inbox has taken; what is repeated after a resume the inbox knows by the message's id. A session can be resumed for
-//! some minutes and not after a goodbye (close codes 1000 and 1001), so we never say one. Sent messages carry a nonce
-//! that Discord enforces for some minutes: within them, sending again what had no answer gives the message that is there.
+//! some minutes and not after a goodbye (close codes 1000 and 1001), so we never say one; what is said while no session
+//! lives never comes. Sent messages carry a nonce that Discord enforces for some minutes: within them, sending again what
+//! had no answer gives the message that is there.
 //!
 //! **Another program with the same token cannot be seen.** Discord lets any number of sessions live side by side and gives
 //! every event to each; `ReceiveError::ForeignPoller` never comes from here. Two such programs both answer.
@@ -24,6 +26,7 @@ mod socket;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Range;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -37,7 +40,7 @@ use sha2::{Digest, Sha256};
 use tracing::debug;
 
 use self::client::{CallError, Rest};
-use self::gateway::{Gateway, Starts, Timing};
+use self::gateway::{Gateway, Starts};
 use super::{Channel, Inbox, ReceiveError, Reporter, SendError, SendKey, Sent, Tenure};
 use crate::message::{Piece, ReplyAddress};
 
@@ -62,6 +65,33 @@ pub enum BuildError {
     Token,
     #[error("set up the HTTP client of Discord: {0}")]
     Client(String),
+}
+
+/// What a test wants shorter.
+#[derive(Debug, Clone)]
+struct Timing {
+    /// Before a session begins in the place of one that is invalid.
+    invalid: Range<Duration>,
+    /// Between two sessions begun.
+    spacing: Duration,
+    /// Before the second connection in a row.
+    reconnect: Duration,
+    /// Between two cursors.
+    save: Duration,
+    /// Before the inbox is asked again.
+    retry: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            invalid: Duration::from_secs(1)..Duration::from_secs(5),
+            spacing: Duration::from_secs(5),
+            reconnect: Duration::from_millis(250),
+            save: Duration::from_secs(1),
+            retry: Duration::from_millis(50),
+        }
+    }
 }
 
 /// One bot account on Discord.

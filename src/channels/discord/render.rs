@@ -234,11 +234,12 @@ impl Packer {
                 rest = trimmed(rest);
             }
             let room = self.room();
-            if units(rest) <= room {
+            let limit = prefix(rest, room);
+            if limit == rest.len() {
                 self.push(rest);
                 return;
             }
-            let (at, natural) = cut(rest, room);
+            let (at, natural) = cut(rest, limit);
             if !self.open.is_empty() && (!natural || room < LIMIT / 4) {
                 self.flush();
                 continue;
@@ -263,13 +264,13 @@ impl Packer {
         let mut rest = body;
         loop {
             let room = self.room().saturating_sub(around);
-            if units(rest) <= room {
+            let limit = prefix(rest, room);
+            if limit == rest.len() {
                 if visible(rest) {
                     self.push(&fenced(rest));
                 }
                 return;
             }
-            let limit = prefix(rest, room);
             let end = (limit + 1).min(rest.len());
             let line_end = rest.get(..end).unwrap_or(&rest[..limit]).rfind('\n').filter(|at| *at > 0);
             let at = line_end.unwrap_or_else(|| unbroken(rest, limit));
@@ -309,9 +310,8 @@ fn prefix(text: &str, room: usize) -> usize {
 const ENDS: [&[(&str, usize)]; 4] =
     [&[("\n\n", 0)], &[("\n", 0)], &[(". ", 1), ("! ", 1), ("? ", 1), ("。", 3), ("！", 3), ("？", 3)], &[(" ", 0)]];
 
-/// Where to cut a text that has no room, and whether a reader would. Not at its beginning.
-fn cut(text: &str, room: usize) -> (usize, bool) {
-    let limit = prefix(text, room);
+/// Where to cut a text that has room up to `limit`, and whether a reader would. Not at its beginning.
+fn cut(text: &str, limit: usize) -> (usize, bool) {
     let last = |ends: &[(&str, usize)]| {
         let found = ends.iter().filter_map(|(end, kept)| {
             let window = text.get(..limit + end.len() - kept).unwrap_or(&text[..limit]);

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::channels::InboxError;
+use crate::cluster::validity::{self, Validity};
 use crate::message::{InboundMessage, Place};
 
 /// Longer than anything takes.
@@ -342,7 +343,12 @@ async fn an_owner_that_died_leaves_its_session_to_the_next() {
     let user = handle.user("ada");
     let dm = handle.dm(user).unwrap();
     let store = Arc::new(Store::default());
-    let first = Owner::new(&handle, &store);
+    let owner = || {
+        let mut discord = discord(&handle);
+        discord.settings.gateway_url = Some(handle.gateway_url());
+        Owner::with(discord, &store)
+    };
+    let first = owner();
     handle.wait_for_sessions(1, SOON).await.unwrap();
     handle.say(dm, user, "before").unwrap();
     store.message("before").await;
@@ -350,10 +356,31 @@ async fn an_owner_that_died_leaves_its_session_to_the_next() {
     first.task.abort();
     handle.wait_for_sessions(0, SOON).await.unwrap();
     handle.say(dm, user, "between").unwrap();
-    let second = Owner::new(&handle, &store);
+    let second = owner();
     store.message("between").await;
     assert_eq!(identifies(&handle), 1);
     second.end().await;
+    let other = |entry: &Recorded| matches!(entry.what, What::Connected { door: Door::Resume, .. });
+    assert!(!handle.record().iter().any(other), "what the settings name is used for all");
+}
+
+#[tokio::test]
+async fn a_session_outlives_its_address() {
+    let handle = fake(options()).await;
+    let store = Arc::new(Store::default());
+    let first = Owner::new(&handle, &store);
+    store.wait("cursor", |store| store.numbers().pop()).await;
+    first.end().await;
+    let gone = store.cursors.lock().last().unwrap().replace(&handle.resume_gateway_url(), "ws://127.0.0.1:1");
+    store.cursors.lock().push(gone);
+    let second = Owner::new(&handle, &store);
+    handle.wait_for_entry(SOON, |entry| matches!(entry.what, What::Resumed { .. })).await.unwrap();
+    assert_eq!(identifies(&handle), 1);
+    second.end().await;
+    let (third, address) = (discord(&handle), handle.address());
+    handle.stop().await;
+    let error = Owner::with(third, &store).stopped().await;
+    assert!(matches!(error, ReceiveError::Failed { retry_after: None, .. }), "{address}: {error}");
 }
 
 #[tokio::test]
@@ -387,9 +414,17 @@ async fn the_end_of_a_tenure_is_quick_and_leaves_the_session() {
 async fn a_tenure_that_is_over_does_nothing() {
     let handle = fake(options()).await;
     let store = Store::default();
-    let tenure = Tenure::endless(1);
-    tenure.ended.cancel();
-    assert_eq!(discord(&handle).receive(&tenure, &store, &store).await, ReceiveError::Ended);
+    let told = Tenure::endless(1);
+    told.ended.cancel();
+    let validity = Validity::start(Duration::from_secs(60), Duration::ZERO).unwrap();
+    validity.confirmed(1, validity::now());
+    let stretch = validity.stretches().borrow().clone().unwrap();
+    validity.lost();
+    // As after a pause of the process.
+    let not_told = Tenure::new(1, CancellationToken::new(), stretch);
+    for tenure in [told, not_told] {
+        assert_eq!(discord(&handle).receive(&tenure, &store, &store).await, ReceiveError::Ended);
+    }
     assert_eq!(handle.record(), []);
 }
 
@@ -593,6 +628,11 @@ async fn what_was_not_sent_is_told_from_what_may_have_been() {
         let error = send(dm).await;
         assert!(matches!(error, SendError::Unknown(_)), "{fault:?}: {error}");
     }
+    let mut hasty = self::discord(&handle);
+    hasty.rest.deadline = Duration::from_millis(50);
+    handle.fail(Route::CreateMessage, 1, Fault::Hang);
+    let late = hasty.send(&to(dm, None), &piece("hello"), &key(1, 0)).await;
+    assert!(matches!(late, Err(SendError::Unknown(_))), "{late:?}");
     handle.refuse_dms(user, true);
     handle.mute(channel, true);
     for (channel, code) in [(dm, 50007), (channel, 50013), (Id(12345), 10003)] {
