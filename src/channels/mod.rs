@@ -10,6 +10,7 @@
 
 pub mod commands;
 pub mod delivery;
+pub mod discord;
 pub mod health;
 pub mod intake;
 pub mod policy;
