@@ -21,6 +21,7 @@ use openclaw_proto::state::{self, ApprovePairing, IntentState, Lease, MoveLease,
 use super::Stopped;
 use crate::api::{ChannelView, ClusterError};
 use crate::channels::delivery::Pace;
+use crate::channels::discord::Discord;
 use crate::channels::health::Health;
 use crate::channels::intake::{Context, Intake};
 use crate::channels::supervisor::Configured;
@@ -33,6 +34,8 @@ use crate::store::{CommitError, ReadError};
 const COMMIT: Duration = Duration::from_secs(5);
 /// What Telegram's support says a bot may send: one message a second to a chat, thirty in all.
 const TELEGRAM: Pace = Pace { per_chat: Duration::from_secs(1), overall: Duration::from_millis(34) };
+/// Five messages in five seconds to a channel, fifty requests a second in all; what is more is told in each answer.
+const DISCORD: Pace = Pace { per_chat: Duration::from_millis(250), overall: Duration::from_millis(25) };
 /// Intents that one look at an account's outbox counts.
 const COUNTED: usize = 10_000;
 
@@ -48,6 +51,12 @@ pub(super) fn configured(channels: &Channels) -> Result<Accounts, Stopped> {
         let channel = Arc::new(Telegram::new(settings.clone()).map_err(refused)?);
         accounts.webhooks.push((channel.clone(), account.clone()));
         accounts.configured.push(Configured { channel, settings: account, pace: TELEGRAM });
+    }
+    for settings in channels.discord_accounts() {
+        let refused = |error| Stopped::Config(format!("channels.discord, account {}: {error}", settings.id));
+        let account = settings.account.clone();
+        let channel = Arc::new(Discord::new(settings.clone()).map_err(refused)?);
+        accounts.configured.push(Configured { channel, settings: account, pace: DISCORD });
     }
     Ok(accounts)
 }

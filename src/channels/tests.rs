@@ -170,10 +170,8 @@ fn register(store: &MemoryStore, name: &str) -> u64 {
         accounts: vec![account().into()],
         ..RegisterInstance::default()
     }));
-    match outcome.value {
-        Outcome::InstanceRegistered(registered) => registered.epoch,
-        other => panic!("{other:?}"),
-    }
+    let Outcome::InstanceRegistered(registered) = outcome.value else { panic!("{:?}", outcome.value) };
+    registered.epoch
 }
 
 fn lease(store: &MemoryStore) -> Lease {
