@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use jepsen_lite::cluster::{Cluster, Options};
 use jepsen_lite::commands::channels;
+use jepsen_lite::fakes::discord;
 use jepsen_lite::fakes::telegram::{self, BotId, ChatId, Handle, Method, UserId};
 use serde_json::{Value, json};
 
@@ -154,5 +155,46 @@ async fn a_webhook_is_taken_by_any_instance_with_the_secret_and_by_none_without(
         }
         ensure!(request.send().await?.status() == 401, "{secret:?} opened the webhook");
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_discord_session_goes_on_with_the_next_owner_and_each_message_has_one_answer() -> Result<()> {
+    let discord = discord::start(SocketAddr::from(([127, 0, 0, 1], 0)), discord::Options::default()).await?;
+    let settings = json!({"discord": {"token": "fake-token", "apiRoot": discord.base_url(), "dmPolicy": "open", "allowFrom": ["*"]}});
+    let options = Options::new(env!("CARGO_BIN_EXE_openclaw"), 3).written("channels", settings);
+    let mut cluster = Cluster::start(options, SOON).await?;
+    let ann = discord.user("ann");
+    let dm = discord.dm(ann)?;
+    let starts = discord.starts_remaining();
+    discord.wait_for_sessions(1, SOON).await?;
+    let answered = async |n: usize| {
+        let text = format!("message {n}");
+        discord.wait_for_message(dm, SOON, |message| message.by_bot && message.content.contains(&text)).await
+    };
+    discord.say(dm, ann, "message 0")?;
+    answered(0).await?;
+    for n in 1..=3 {
+        let channels = operate(&cluster, &["channels", "status"])?;
+        let owner = channels["channels"][0]["owner"].as_str().context("an owner")?.to_owned();
+        let index = cluster.instances().iter().position(|one| one.id.as_str() == owner).context("an instance")?;
+        if index == 0 {
+            // The one that operators ask stays: what it owns goes to another first.
+            operate(&cluster, &["channels", "move", "discord", "node-2"])?;
+            discord.say(dm, ann, &format!("message {n}"))?;
+            answered(n).await?;
+            continue;
+        }
+        cluster.instance(index).process.kill()?;
+        discord.say(dm, ann, &format!("message {n}"))?;
+        answered(n).await?;
+        cluster.start_one(index)?;
+        cluster.instance(index).wait_ready(SOON).await?;
+    }
+    let replies: Vec<_> = discord.messages(dm).into_iter().filter(|message| message.by_bot).collect();
+    ensure!(replies.len() == 4, "{replies:#?}");
+    ensure!(starts - discord.starts_remaining() <= 1, "one session for all owners: each of them resumed it");
+    let alarms = cluster.alarms()?;
+    ensure!(alarms.is_empty(), "{alarms:?}");
     Ok(())
 }

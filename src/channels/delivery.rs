@@ -16,6 +16,7 @@ use openclaw_proto::state::{Intent, IntentState};
 use parking_lot::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{Channel, SendError, SendKey, Tenure};
@@ -53,6 +54,8 @@ struct Shared {
     channel: Arc<dyn Channel>,
     settings: Account,
     tenure: Tenure,
+    /// Told: what is being sent is sent to its end, and nothing else begins.
+    finish: CancellationToken,
     pace: Pace,
     next_send: Mutex<Instant>,
 }
@@ -71,13 +74,14 @@ impl Delivery {
         channel: Arc<dyn Channel>,
         settings: Account,
         tenure: Tenure,
+        finish: CancellationToken,
         pace: Pace,
     ) -> Self {
         let next_send = Mutex::new(Instant::now());
-        Self { shared: Arc::new(Shared { store, channel, settings, tenure, pace, next_send }) }
+        Self { shared: Arc::new(Shared { store, channel, settings, tenure, finish, pace, next_send }) }
     }
 
-    /// Runs until the tenure ends; what is being sent then is dropped.
+    /// Runs until it is to finish, or until the tenure ends; what is being sent then is dropped.
     pub async fn run(self) {
         let ended = self.shared.tenure.ended.clone();
         ended.run_until_cancelled(self.deliver()).await;
@@ -89,6 +93,10 @@ impl Delivery {
         let mut busy: BTreeMap<String, Instant> = BTreeMap::new();
         let mut chats: JoinSet<(String, Stop)> = JoinSet::new();
         loop {
+            if self.shared.finish.is_cancelled() {
+                while chats.join_next().await.is_some() {}
+                return;
+            }
             let now = Instant::now();
             busy.retain(|_, until| *until > now);
             for (chat, intents) in self.waiting(&account) {
@@ -115,6 +123,7 @@ impl Delivery {
                     Err(error) => warn!(%account, %error, "a delivery ended unexpectedly"),
                 },
                 () = sleep_until(soonest) => {}
+                () = self.shared.finish.cancelled() => {}
             }
         }
     }
@@ -201,6 +210,9 @@ impl Shared {
             let last = intent.pieces_sent as usize + 1 == pieces.len();
             // Its turn first, then the claim: what is claimed when an owner dies is unknown to the next.
             self.wait_for_pace().await;
+            if self.finish.is_cancelled() {
+                return Err(Stop::Until(Instant::now()));
+            }
             self.say(id, Step::Claimed(true)).await?;
             if self.tenure.is_over() {
                 return Err(Stop::Over);
@@ -212,7 +224,7 @@ impl Shared {
                     self.say(id, Step::Sent(sent.message_id)).await?;
                     intent.pieces_sent += 1;
                     intent.attempts = 0;
-                    sleep(self.pace.per_chat).await;
+                    self.rest().await;
                 }
                 Err(SendError::Refused(reason)) => {
                     warn!(account = %to.account, intent = id, reason, "the platform refuses a message");
@@ -240,7 +252,7 @@ impl Shared {
 
     async fn delivered(&self, id: u64, message_id: String) -> Result<(), Stop> {
         self.say(id, Step::Delivered(message_id)).await?;
-        sleep(self.pace.per_chat).await;
+        self.rest().await;
         Ok(())
     }
 
@@ -280,6 +292,11 @@ impl Shared {
             Some(entry) => Ok(self.channel.render(&entry.text)),
             None => Err(Some("its conversation was deleted".to_owned())),
         }
+    }
+
+    /// Between two messages to one chat.
+    async fn rest(&self) {
+        self.finish.run_until_cancelled(sleep(self.pace.per_chat)).await;
     }
 
     async fn wait_for_pace(&self) {

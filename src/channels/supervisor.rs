@@ -30,6 +30,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const STORE: Duration = Duration::from_secs(2);
 /// An account that was told to stop has dropped all it did by then, or is aborted.
 const STOP: Duration = Duration::from_millis(250);
+/// What a planned stop waits for a message that is being sent.
+const FINISH: Duration = Duration::from_secs(2);
 /// Between two attempts to receive, after the first of which it doubles.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
@@ -54,6 +56,10 @@ pub struct Supervisor {
 /// An account that runs here.
 struct Running {
     fencing_token: u64,
+    /// Has deliveries end between two messages.
+    finish: CancellationToken,
+    /// They have.
+    finished: CancellationToken,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -86,6 +92,7 @@ impl Supervisor {
             }
         }
         for (account, one) in running {
+            self.finish(&account, &one).await;
             self.stop(&account, one).await;
         }
     }
@@ -111,6 +118,9 @@ impl Supervisor {
                 continue;
             }
             if let Some(one) = running.remove(account) {
+                if owned.is_some() && keep.is_none() {
+                    self.finish(account, &one).await;
+                }
                 self.stop(account, one).await;
                 if owned.is_some() && keep.is_none() {
                     // Let go above; the state tells next what became of it.
@@ -139,6 +149,8 @@ impl Supervisor {
     fn start(&self, configured: &Configured, lease: &Lease, stretch: &Stretch) -> Running {
         let account = configured.channel.account().clone();
         let stop = stretch.ended.child_token();
+        let (finish, finished) = (CancellationToken::new(), CancellationToken::new());
+        let ended = finished.clone();
         let tenure = Tenure::new(lease.fencing_token, stop.clone(), stretch.clone());
         info!(%account, fencing_token = lease.fencing_token, previous = lease.previous_owner, "this instance runs the account");
         self.health.started(&account);
@@ -149,6 +161,7 @@ impl Supervisor {
             configured.channel.clone(),
             configured.settings.clone(),
             tenure.clone(),
+            finish.clone(),
             configured.pace,
         );
         let span = info_span!("channel", %account, fencing_token = lease.fencing_token);
@@ -157,11 +170,23 @@ impl Supervisor {
         let task = tokio::spawn(
             async move {
                 let receiving = receive(&*channel, &tenure, &intake, &health);
-                tokio::join!(receiving, delivery.run(), typing);
+                let delivering = async {
+                    delivery.run().await;
+                    ended.cancel();
+                };
+                tokio::join!(receiving, delivering, typing);
             }
             .instrument(span),
         );
-        Running { fencing_token: lease.fencing_token, stop, task }
+        Running { fencing_token: lease.fencing_token, finish, finished, stop, task }
+    }
+
+    /// Has what is being sent sent to its end, so that the next owner need not wonder. A send that takes longer is dropped.
+    async fn finish(&self, account: &ChannelAccount, one: &Running) {
+        one.finish.cancel();
+        if timeout(FINISH, one.finished.cancelled()).await.is_err() {
+            warn!(%account, "a message is still being sent, and will be unknown");
+        }
     }
 
     /// Stops an account, and lets it go if it is still this instance's.

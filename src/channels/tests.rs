@@ -57,6 +57,8 @@ struct State {
     /// What receiving ends with, first one first.
     ends: VecDeque<ReceiveError>,
     tokens: Vec<u64>,
+    /// How long the platform takes to answer.
+    slow: Duration,
 }
 
 impl Platform {
@@ -137,17 +139,20 @@ impl Channel for Platform {
         piece: &'a Piece,
         key: &'a SendKey,
     ) -> BoxFuture<'a, Result<Sent, SendError>> {
-        let answer = {
+        let (answer, slow) = {
             let mut state = self.state.lock();
             state.calls += 1;
             let verdict = state.script.pop_front().unwrap_or(Ok(()));
             if verdict.is_ok() {
                 state.sent.push((to.chat.clone(), piece.body.clone()));
             }
-            verdict.map(|()| Sent { message_id: format!("{}-{}", key.intent_id, key.piece) })
+            (verdict.map(|()| Sent { message_id: format!("{}-{}", key.intent_id, key.piece) }), state.slow)
         };
         self.changed.notify_waiters();
-        Box::pin(std::future::ready(answer))
+        Box::pin(async move {
+            tokio::time::sleep(slow).await;
+            answer
+        })
     }
 
     fn edit<'a>(&'a self, _: &'a ReplyAddress, _: &'a str, _: &'a Piece) -> BoxFuture<'a, Result<(), SendError>> {
@@ -215,7 +220,8 @@ impl Delivering {
     fn over(store: MemoryStore, platform: Arc<Platform>, settings: Account) -> Self {
         let tenure = Tenure::endless(lease(&store).fencing_token);
         let ended = tenure.ended.clone();
-        let delivery = Delivery::new(Arc::new(store.clone()), platform.clone(), settings, tenure, FAST);
+        let finish = CancellationToken::new();
+        let delivery = Delivery::new(Arc::new(store.clone()), platform.clone(), settings, tenure, finish, FAST);
         Self { store, platform, ended, task: tokio::spawn(delivery.run()) }
     }
 
@@ -539,6 +545,27 @@ async fn an_account_runs_where_its_lease_is_and_moves_without_an_overlap() {
 fn set_draining(store: &MemoryStore, name: &str, epoch: u64) {
     let command = openclaw_proto::state::SetDraining { instance_id: name.into(), epoch, draining: true };
     assert!(matches!(store.apply(Command::SetDraining(command)).value, Outcome::Done(_)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_planned_move_lets_a_message_that_is_being_sent_arrive() {
+    let (store, platform) = (MemoryStore::new(&[]), Platform::new());
+    platform.state.lock().slow = Duration::from_millis(300);
+    let one = Node::start(&store, "node-1", &platform);
+    platform.until("the owner", |state| state.receivers == 1).await;
+    let two = Node::start(&store, "node-2", &platform);
+    enqueue(&store, "a", "x");
+    platform.until("a call", |state| state.calls == 1).await;
+    store.apply(Command::MoveLease(MoveLease { account: account().into(), to: "node-2".into() }));
+    enqueue(&store, "a", "y");
+    platform.until("the next owner sends what is left", |state| state.calls == 2 && state.tokens.len() == 2).await;
+    let began = std::time::Instant::now();
+    while !outbox(&store).is_empty() {
+        assert!(began.elapsed() < PATIENCE, "{:?}", outbox(&store));
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    assert_eq!(platform.texts(), ["x", "y"]);
+    drop((one, two));
 }
 
 #[tokio::test(flavor = "multi_thread")]
