@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
+use indexmap::IndexMap;
 use openclaw_config::channels::{Account, UnknownPolicy};
 use openclaw_proto::ids::{ChannelAccount, SeqNum, SessionKey};
 use openclaw_proto::state::update_intent::Step;
@@ -128,10 +129,11 @@ impl Delivery {
         }
     }
 
-    /// What can be sent, by chat, in order. A chat whose first intent waits for an operator or has failed goes on with
+    /// What can be sent, by chat, each in its order; the chat that has waited longest first, so that owners who follow
+    /// each other quickly pass nobody over. A chat whose first intent waits for an operator or has failed goes on with
     /// the next.
-    fn waiting(&self, account: &ChannelAccount) -> BTreeMap<String, Vec<Intent>> {
-        let mut chats: BTreeMap<String, Vec<Intent>> = BTreeMap::new();
+    fn waiting(&self, account: &ChannelAccount) -> IndexMap<String, Vec<Intent>> {
+        let mut chats: IndexMap<String, Vec<Intent>> = IndexMap::new();
         let mut after = 0;
         loop {
             let page = match self.shared.store.outbox(account, after, PAGE) {

@@ -258,6 +258,17 @@ async fn replies_go_out_in_pieces_and_in_the_order_of_each_chat() {
 }
 
 #[tokio::test]
+async fn the_chat_that_has_waited_longest_is_first() {
+    let one = Delivering::start(|_, store, _| {
+        for chat in ["c", "a", "b"] {
+            enqueue(store, chat, &format!("{chat}1"));
+        }
+    });
+    one.until_outbox(&[]).await;
+    assert_eq!(one.platform.texts(), ["c1", "a1", "b1"]);
+}
+
+#[tokio::test]
 async fn a_message_without_an_answer_is_sent_again_or_held_as_the_policy_says() {
     let unknown = || Err(SendError::Unknown("no answer".into()));
     let resent = Delivering::start(|_, store, platform| {

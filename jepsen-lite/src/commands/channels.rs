@@ -94,6 +94,8 @@ struct Findings {
     #[serde(skip)]
     margins_ms: Vec<f64>,
     slowest_answer_ms: f64,
+    /// Whose question waited longest: chat, message and the second of the run in which it was asked.
+    slowest: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -154,7 +156,7 @@ pub async fn run(options: Options) -> Result<Report> {
         "channels: {} of the owner of a Telegram bot, {} rounds, 3 instances, seed {}, policy for unknown sends: hold\n\
          from the fault to the next owner's first poll: {gap}\n\
          smallest time between the old owner's last poll and the new one's first: {}\n\
-         {} messages: {} answered exactly once, {} held as unknown; slowest answer {:.0} ms\n\
+         {} messages: {} answered exactly once, {} held as unknown; slowest answer {:.0} ms ({})\n\
          anomalies: {}; alarms in logs: {}\n",
         options.fault.name(),
         found.gaps.len(),
@@ -164,6 +166,7 @@ pub async fn run(options: Options) -> Result<Report> {
         found.answered_once,
         found.held,
         found.slowest_answer_ms,
+        found.slowest,
         found.anomalies.len(),
         alarms.len(),
     );
@@ -485,7 +488,10 @@ async fn judge(cluster: &mut Cluster, telegram: &Handle, said: &[Said], found: &
     for person in 1..=PEOPLE {
         for reply in telegram.messages(bot(), ChatId(person)) {
             let asked = said.iter().find(|one| one.chat == reply.chat && Some(one.id) == reply.reply_to);
-            slowest = slowest.max(asked.map_or(Duration::ZERO, |asked| reply.date.saturating_sub(asked.at)));
+            let Some(asked) = asked.filter(|asked| reply.date.saturating_sub(asked.at) > slowest) else { continue };
+            slowest = reply.date.saturating_sub(asked.at);
+            let at = said.first().map_or(Duration::ZERO, |first| asked.at.saturating_sub(first.at));
+            found.slowest = format!("chat {}, message {}, asked at {:.1} s", asked.chat, asked.id, at.as_secs_f64());
         }
     }
     found.slowest_answer_ms = slowest.as_secs_f64() * 1000.0;
