@@ -22,6 +22,16 @@ use crate::wire;
 
 /// How long a peer whose connection broke may take to prove that it is still there.
 const PROOF_OF_LIFE: Duration = Duration::from_millis(60);
+/// Before each question that asks for it. The first may go into the broken connection, and a process that ends may still
+/// take a connection which nobody answers.
+const QUESTIONS_AFTER: [Duration; 6] = [
+    Duration::ZERO,
+    Duration::ZERO,
+    Duration::from_millis(10),
+    Duration::from_millis(20),
+    Duration::from_millis(40),
+    Duration::from_millis(80),
+];
 /// Between the campaigns of two instances that saw the same leader go.
 const TURN: Duration = Duration::from_millis(25);
 /// Campaigns of one instance, after which the election timeout decides.
@@ -197,7 +207,8 @@ impl Group {
         }
     }
 
-    /// The connection to the leader `node` broke: finds out whether its process is gone, and if so campaigns.
+    /// The connection to the leader `node` broke, or another instance asks to replace it: finds out whether its process is
+    /// gone, and if so campaigns. A leader that lives is asked one question.
     pub(crate) fn suspect(&self, node: NodeId, since: Instant) {
         if self.0.status.borrow().leader_node != Some(node) {
             return;
@@ -211,8 +222,8 @@ impl Group {
         let mut client = self.0.peers.client(&instance, &addr);
         let question =
             pb::DescribeRequest { cluster_id: self.cluster_id().as_str().to_owned(), ..pb::DescribeRequest::default() };
-        // A new connection: the channel notices the broken one with this call at the latest, and dials again.
-        for _ in 0..2 {
+        for pause in QUESTIONS_AFTER {
+            tokio::time::sleep(pause).await;
             match tokio::time::timeout(PROOF_OF_LIFE, client.describe(question.clone())).await {
                 Ok(Ok(_)) => return,
                 Ok(Err(status)) if never_sent(&status) => {

@@ -33,14 +33,13 @@ impl Contact {
         state.gone = None;
     }
 
-    /// The process of `node` does not exist any more. False if another leader has spoken since.
+    /// The process of `node` does not exist any more. False if that is no news, or a leader has spoken since.
     pub(crate) fn is_gone(&self, node: NodeId, since: Instant) -> bool {
         let mut state = self.0.lock();
         if state.heard.is_some_and(|(_, at)| at > since) {
             return false;
         }
-        state.gone = Some(node);
-        true
+        state.gone.replace(node) != Some(node)
     }
 
     /// Whether the lease on `leader`, whom this node follows, is void because its process is gone. Never of another
@@ -68,6 +67,7 @@ mod tests {
         assert!(!contact.is_gone(1, before));
         assert!(!contact.lease_is_void(Some(1)));
         assert!(contact.is_gone(2, Instant::now()));
+        assert!(!contact.is_gone(2, Instant::now()), "one campaign is enough");
         assert!(contact.lease_is_void(Some(2)));
         assert!(!contact.within(Duration::from_secs(60)));
         contact.heard(3);

@@ -187,10 +187,15 @@ impl RaftService for Service {
         let message = request.into_inner();
         let (group, _) = self.admit(message.header.clone(), peer.as_ref())?;
         let asked = vote_request(&message)?;
-        let answer = if group.contact().lease_is_void(group.metrics().current_leader) {
+        let leader = group.metrics().current_leader;
+        let answer = if group.contact().lease_is_void(leader) {
             let (own, last) = group.vote_and_last_log().await.map_err(stopped)?;
             pre_vote_without_lease(&asked, own, last)
         } else {
+            // Who asks may know more than this instance, which perhaps had nothing open to the leader that could break.
+            if let Some(leader) = leader.filter(|leader| *leader != group.own_node()) {
+                group.suspect(leader, Instant::now());
+            }
             group.raft().pre_vote(asked).await.map_err(stopped)?
         };
         Ok(Response::new(vote_response(&answer)))
