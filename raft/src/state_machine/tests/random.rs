@@ -354,7 +354,27 @@ fn as_owner(kind: &Kind) -> Option<(&str, u64)> {
         Kind::UpdateIntent(command) if !matches!(command.step, Some(Fate::Resubmitted(_) | Fate::Dropped(_))) => {
             Some((&command.account, command.fencing_token))
         }
-        _ => None,
+        Kind::Accept(_)
+        | Kind::Complete(_)
+        | Kind::Fail(_)
+        | Kind::Cancel(_)
+        | Kind::AppendEntry(_)
+        | Kind::ResetSession(_)
+        | Kind::DeleteSession(_)
+        | Kind::RegisterInstance(_)
+        | Kind::RenewInstance(_)
+        | Kind::ExpireInstance(_)
+        | Kind::SetDraining(_)
+        | Kind::ForgetInstance(_)
+        | Kind::MoveLease(_)
+        | Kind::PlaceLeases(_)
+        | Kind::Sweep(_)
+        | Kind::SetModel(_)
+        | Kind::Enqueue(_)
+        | Kind::UpdateIntent(_)
+        | Kind::RequestPairing(_)
+        | Kind::ApprovePairing(_)
+        | Kind::RemovePairing(_) => None,
     }
 }
 
@@ -529,9 +549,10 @@ impl State {
             let told = self.outbox.values().any(|intent| {
                 let of_this = intent.id >> 16 == index && intent.to == turn.reply_to;
                 of_this
-                    && match turn.state() {
-                        TurnState::Done => (&intent.session_key, intent.seq) == (&turn.session_key, turn.reply_seq),
-                        _ => intent.text.contains(&turn.error_message),
+                    && if turn.state() == TurnState::Done {
+                        (&intent.session_key, intent.seq) == (&turn.session_key, turn.reply_seq)
+                    } else {
+                        intent.text.contains(&turn.error_message)
                     }
             });
             let owed = turn.reply_to.is_some() && matches!(turn.state(), TurnState::Done | TurnState::Failed);
