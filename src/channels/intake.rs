@@ -12,6 +12,7 @@ use openclaw_config::channels::Account;
 use openclaw_config::{Agents, Session as SessionSettings};
 use openclaw_proto::ids::{AgentId, ChannelAccount, InstanceId, SessionKey, TurnId};
 use openclaw_proto::state::command::Kind as Command;
+use openclaw_proto::state::outcome::Kind as Outcome;
 use openclaw_proto::state::{self, Accept, Enqueue, InboxKey, RequestPairing, ResetSession, SetModel};
 use rand::Rng;
 use sha2::{Digest, Sha256};
@@ -171,8 +172,12 @@ impl Intake {
                     Ok(model) if self.context.models.has_provider(&model.provider) => {
                         let inbox = Some(inbox_key(&message, "model"));
                         let command = SetModel { inbox, session_key: key.into(), model: model.to_string() };
-                        self.context.store.commit(Command::SetModel(command), COMMIT).await.map_err(unavailable)?;
-                        format!("The model is {model} from now on.")
+                        let committed = self.context.store.commit(Command::SetModel(command), COMMIT);
+                        if let Outcome::Refused(refused) = committed.await.map_err(unavailable)?.value {
+                            format!("That is no model: {}.", refused.reason)
+                        } else {
+                            format!("The model is {model} from now on.")
+                        }
                     }
                     Ok(model) => format!("There is no provider {}.", model.provider),
                     Err(error) => format!("That is no model: {error}."),

@@ -470,6 +470,10 @@ async fn commands_are_answered_once_and_do_what_they_say() {
     assert_eq!(texts(&store).pop().unwrap(), "There is no provider nowhere.");
     say(&intake, "/model echo/echo").await;
     assert_eq!(texts(&store).pop().unwrap(), "The model is echo/echo from now on.");
+    let long = direct("42", &format!("/model echo/{}", "x".repeat(300)));
+    intake.take(vec![InboundMessage { external_id: "long name".into(), ..long }]).await.unwrap();
+    let refused = texts(&store).pop().unwrap();
+    assert!(refused.starts_with("That is no model: "), "{refused}");
     say(&intake, "/status").await;
     let status = texts(&store).pop().unwrap();
     assert!(status.contains("Model: echo/echo") && status.contains("Conversation: agent:main:main"), "{status}");
