@@ -9,6 +9,8 @@ pub enum ChatCommand {
     },
     /// Cancel the answer that is being written.
     Stop,
+    /// Try once more what got no answer.
+    Retry,
     Status,
     /// Use another model from now on; none: say which one is used.
     Model(Option<String>),
@@ -19,6 +21,7 @@ pub enum ChatCommand {
 pub const HELP: &str = "\
 /new or /reset - begin a new conversation
 /stop - stop the answer that is being written
+/retry - try once more what got no answer
 /status - which agent, model and conversation this is
 /model [provider/model] - show or choose the model of this conversation
 /help - this list";
@@ -35,6 +38,7 @@ pub fn parse(text: &str, reset_triggers: &[String]) -> Option<ChatCommand> {
     }
     match &*word {
         "/stop" => Some(ChatCommand::Stop),
+        "/retry" => Some(ChatCommand::Retry),
         "/status" => Some(ChatCommand::Status),
         "/model" => Some(ChatCommand::Model((!rest.is_empty()).then(|| rest.to_owned()))),
         "/help" | "/start" => Some(ChatCommand::Help),
@@ -54,6 +58,7 @@ mod tests {
     #[test]
     fn commands_are_words_at_the_beginning() {
         check("/stop", Some(ChatCommand::Stop));
+        check("/retry", Some(ChatCommand::Retry));
         check(" /STATUS ", Some(ChatCommand::Status));
         check("/help@my_bot", Some(ChatCommand::Help));
         check("/start", Some(ChatCommand::Help));

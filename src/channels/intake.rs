@@ -10,20 +10,20 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use openclaw_config::channels::Account;
 use openclaw_config::{Agents, Session as SessionSettings};
-use openclaw_proto::ids::{AgentId, ChannelAccount, InstanceId, SessionKey, TurnId};
+use openclaw_proto::ids::{AgentId, ChannelAccount, InstanceId, SeqNum, SessionKey, TurnId};
 use openclaw_proto::state::command::Kind as Command;
 use openclaw_proto::state::outcome::Kind as Outcome;
-use openclaw_proto::state::{self, Accept, Enqueue, InboxKey, RequestPairing, ResetSession, SetModel};
+use openclaw_proto::state::{self, Accept, Enqueue, InboxKey, RequestPairing, ResetSession, Role, SetModel};
 use rand::Rng;
 use sha2::{Digest, Sha256};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::commands::{self, ChatCommand};
 use super::policy::{self, Verdict};
 use super::{Inbox, InboxError, Tenure};
 use crate::message::{InboundMessage, ReplyAddress};
 use crate::models::{ModelRef, Models};
-use crate::sessions::router;
+use crate::sessions::router::{self, RouteError};
 use crate::store::channels::{ChannelStore, OwnerError};
 use crate::store::{AcceptError, CommitError, Consistency, EndTurnError, WriteError};
 use openclaw_raft::state_machine::rendezvous;
@@ -33,6 +33,8 @@ const COMMIT: Duration = Duration::from_secs(5);
 /// Of a code: nothing that looks like something else.
 const CODE_ALPHABET: &[u8] = b"ABCDEFGHJKLMNPQRSTUVWXYZ23456789";
 const CODE_LENGTH: usize = 8;
+/// Entries among which the message to try once more is looked for.
+const RETRY_WITHIN: u64 = 16;
 
 /// What an intake needs of the rest.
 #[derive(Clone)]
@@ -69,29 +71,38 @@ impl Intake {
             Verdict::Pair => self.pair(message).await,
             Verdict::Answer => match commands::parse(&message.text, &self.context.session.reset_triggers) {
                 Some(command) => self.command(message, command).await,
-                None => self.accept(message, "").await,
+                None => self.accept(&message, "", message.text.clone()).await,
             },
         }
     }
 
-    fn route(&self, message: &InboundMessage) -> Result<(SessionKey, AgentId), InboxError> {
-        let agent = AgentId::parse(self.settings.agent_id.as_str()).map_err(unavailable)?;
+    fn route(&self, message: &InboundMessage) -> Result<(SessionKey, AgentId), RouteError> {
+        let agent = AgentId::parse(self.settings.agent_id.as_str())
+            .map_err(|error| RouteError::Field { field: "agentId", error })?;
         let (dm, group) = (self.context.session.dm_scope, self.context.session.group_scope);
-        let key = router::route_message(message, &agent, dm, group).map_err(unavailable)?;
-        Ok((key, agent))
+        Ok((router::route_message(message, &agent, dm, group)?, agent))
     }
 
-    /// Commits the message and the turn that answers it.
-    async fn accept(&self, message: InboundMessage, part: &str) -> Result<(), InboxError> {
-        let (session_key, agent_id) = self.route(&message)?;
+    /// To deliver a message again that no conversation can have changes nothing, and would hold up all that follow it.
+    async fn unroutable(&self, message: &InboundMessage, error: &RouteError) -> Result<(), InboxError> {
+        warn!(account = %self.account, %error, "a message belongs to no conversation");
+        self.say(message, "unroutable", format!("This cannot be answered: {error}.")).await
+    }
+
+    /// Commits `text`, which is the message's or follows from it, and the turn that answers it.
+    async fn accept(&self, message: &InboundMessage, part: &str, text: String) -> Result<(), InboxError> {
+        let (session_key, agent_id) = match self.route(message) {
+            Ok(route) => route,
+            Err(error) => return self.unroutable(message, &error).await,
+        };
         let instances = self.context.store.instances().map_err(unavailable)?;
         let taking = instances.iter().filter(|row| row.live && !row.draining).map(|row| row.instance_id.as_str());
         let runner = rendezvous(session_key.as_str(), taking).unwrap_or(self.context.me.as_str()).to_owned();
         let command = Accept {
-            inbox: Some(inbox_key(&message, part)),
+            inbox: Some(inbox_key(message, part)),
             session_key: session_key.into(),
             turn_id: TurnId::random().into(),
-            text: message.text.clone(),
+            text,
             agent_id: agent_id.into(),
             model: String::new(),
             runner,
@@ -103,13 +114,13 @@ impl Intake {
             Ok(_) => Ok(()),
             Err(AcceptError::QueueFull { depth }) => {
                 let text = format!("{depth} messages wait for an answer already. Please send this one again later.");
-                self.say(&message, "full", text).await
+                self.say(message, "full", text).await
             }
             // The same id with another text: an edit that the platform delivers under the old id. The first one counts.
             Err(AcceptError::KeyReused) => Ok(()),
             Err(AcceptError::Refused { reason }) => {
                 info!(account = %self.account, reason, "a message was refused");
-                self.say(&message, "refused", format!("This cannot be answered: {reason}.")).await
+                self.say(message, "refused", format!("This cannot be answered: {reason}.")).await
             }
             Err(AcceptError::Commit(error)) => Err(unavailable(error)),
         }
@@ -138,7 +149,10 @@ impl Intake {
     }
 
     async fn command(&self, message: InboundMessage, command: ChatCommand) -> Result<(), InboxError> {
-        let (key, agent) = self.route(&message)?;
+        let (key, agent) = match self.route(&message) {
+            Ok(route) => route,
+            Err(error) => return self.unroutable(&message, &error).await,
+        };
         match command {
             ChatCommand::Help => self.say(&message, "", commands::HELP.to_owned()).await,
             ChatCommand::Status => {
@@ -149,6 +163,11 @@ impl Intake {
                 let text = if self.stop(&key).await? { "Stopped." } else { "Nothing is being answered." };
                 self.say(&message, "", text.to_owned()).await
             }
+            // One key for whatever comes of it: a redelivery finds another state, and does nothing.
+            ChatCommand::Retry => match self.unanswered(&key).await? {
+                Ok(text) => self.accept(&message, "retry", text).await,
+                Err(reason) => self.say(&message, "retry", reason.to_owned()).await,
+            },
             ChatCommand::Reset { rest } => {
                 let inbox = Some(inbox_key(&message, "reset"));
                 let reset = ResetSession { inbox, session_key: key.into() };
@@ -160,7 +179,7 @@ impl Intake {
                 if rest.is_empty() {
                     self.say(&message, "", "A new conversation begins.".to_owned()).await
                 } else {
-                    self.accept(InboundMessage { text: rest, ..message }, "rest").await
+                    self.accept(&message, "rest", rest).await
                 }
             }
             ChatCommand::Model(None) => {
@@ -198,6 +217,21 @@ impl Intake {
         }
     }
 
+    /// The message that nobody answers and nobody has answered, or why there is none.
+    async fn unanswered(&self, key: &SessionKey) -> Result<Result<String, &'static str>, InboxError> {
+        const NOTHING: &str = "There is nothing to retry.";
+        let Some(row) = self.session(key).await? else { return Ok(Err(NOTHING)) };
+        if !row.running_turn.is_empty() {
+            return Ok(Err("It is being answered."));
+        }
+        let after = SeqNum(row.head_seq.saturating_sub(RETRY_WITHIN).max(row.reset_seq));
+        let limit = usize::try_from(RETRY_WITHIN).unwrap_or(usize::MAX);
+        let read = self.context.store.entries(key, after, limit, Consistency::Linearizable, COMMIT);
+        let entries = read.await.map_err(unavailable)?.value;
+        let said = entries.into_iter().rev().find(|entry| matches!(entry.role(), Role::User | Role::Assistant));
+        Ok(said.filter(|entry| entry.role() == Role::User).map(|entry| entry.text).ok_or(NOTHING))
+    }
+
     async fn session(&self, key: &SessionKey) -> Result<Option<state::Session>, InboxError> {
         Ok(self.context.store.session(key, Consistency::Linearizable, COMMIT).await.map_err(unavailable)?.value)
     }
@@ -226,7 +260,10 @@ impl Intake {
     /// Has a text of our own sent in answer to `message`, once.
     async fn say(&self, message: &InboundMessage, part: &str, text: String) -> Result<(), InboxError> {
         let command = Enqueue { inbox: Some(inbox_key(message, part)), to: Some(to_proto(&message.reply_to)), text };
-        self.context.store.commit(Command::Enqueue(command), COMMIT).await.map_err(unavailable)?;
+        let said = self.context.store.commit(Command::Enqueue(command), COMMIT).await.map_err(unavailable)?;
+        if let Outcome::Refused(refused) = said.value {
+            warn!(account = %self.account, reason = refused.reason, "an answer of our own was refused");
+        }
         Ok(())
     }
 }
