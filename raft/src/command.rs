@@ -63,6 +63,7 @@ pub fn kind_name(kind: &command::Kind) -> &'static str {
         command::Kind::RequestPairing(_) => "request_pairing",
         command::Kind::ApprovePairing(_) => "approve_pairing",
         command::Kind::RemovePairing(_) => "remove_pairing",
+        command::Kind::ShowPreview(_) => "show_preview",
     }
 }
 

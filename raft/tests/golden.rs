@@ -18,8 +18,8 @@ use openclaw_proto::state::{
     InboxKey, InboxRecord, Instance, InstanceRegistered, InstanceTaken, Intent, IntentState, KeyReused, Lease,
     ModelSet, MoveLease, NotFound, Outcome, Paired, Pairing, PlaceLeases, QueueFull, Refused, RegisterInstance,
     ReleaseLease, RemovePairing, RenewInstance, ReplyAddress, RequestPairing, ResetSession, Role, SaveCursor, Session,
-    SessionDeleted, SessionReset, SetDraining, SetModel, Stale, Sweep, Swept, Turn, TurnEnded, TurnState, UpdateIntent,
-    Usage, command, inbox_record, outcome, update_intent,
+    SessionDeleted, SessionReset, SetDraining, SetModel, ShowPreview, Stale, Sweep, Swept, Turn, TurnEnded, TurnState,
+    UpdateIntent, Usage, command, inbox_record, outcome, update_intent,
 };
 use openclaw_raft::command::{kind_name, outcome_name};
 use openclaw_raft::state_machine::{
@@ -119,7 +119,8 @@ fn turn() -> Turn {
         error_code: "model_failed".to_owned(),
         error_message: "no".to_owned(),
         answered_by: "echo/echo".to_owned(),
-        reply_to: None,
+        reply_to: reply_to(),
+        preview: "56".to_owned(),
     }
 }
 
@@ -192,6 +193,8 @@ fn intent() -> Intent {
         changed_ms: NOW_MS + 1,
         error: "no".to_owned(),
         message_ids: vec!["55".to_owned()],
+        turn_id: TURN.to_owned(),
+        preview: "56".to_owned(),
     }
 }
 
@@ -294,6 +297,12 @@ fn commands() -> Vec<command::Kind> {
         }),
         command::Kind::ApprovePairing(ApprovePairing { channel: "telegram".to_owned(), code: "ABCD2345".to_owned() }),
         command::Kind::RemovePairing(RemovePairing { account: account(), sender_id: "42".to_owned() }),
+        command::Kind::ShowPreview(ShowPreview {
+            account: account(),
+            fencing_token: 1000,
+            turn_id: TURN.to_owned(),
+            message_id: "56".to_owned(),
+        }),
     ]
 }
 

@@ -20,10 +20,10 @@ use openclaw_proto::state::{self, ApprovePairing, IntentState, Lease, MoveLease,
 
 use super::Stopped;
 use crate::api::{ChannelView, ClusterError};
-use crate::channels::delivery::Pace;
 use crate::channels::discord::Discord;
 use crate::channels::health::Health;
 use crate::channels::intake::{Context, Intake};
+use crate::channels::outlet::Pace;
 use crate::channels::supervisor::Configured;
 use crate::channels::telegram::Telegram;
 use crate::channels::telegram::webhook::WebhookError;

@@ -186,8 +186,14 @@ impl App {
             health: health.clone(),
             webhooks: accounts.webhooks(&context),
         };
-        let supervisor =
-            Supervisor { context, validity, session: session.clone(), health, accounts: accounts.configured };
+        let supervisor = Supervisor {
+            context,
+            follow: follow.clone(),
+            validity,
+            session: session.clone(),
+            health,
+            accounts: accounts.configured,
+        };
         let channels_stopped = CancellationToken::new();
         let channels = tokio::spawn(supervisor.run(channels_stopped.clone()));
 

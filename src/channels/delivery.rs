@@ -10,19 +10,19 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use indexmap::IndexMap;
-use openclaw_config::channels::{Account, UnknownPolicy};
+use openclaw_config::channels::UnknownPolicy;
 use openclaw_proto::ids::{ChannelAccount, SeqNum, SessionKey};
 use openclaw_proto::state::update_intent::Step;
 use openclaw_proto::state::{Intent, IntentState};
-use parking_lot::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
-use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::{Channel, SendError, SendKey, Tenure};
+use super::outlet::Outlet;
+use super::writing::Writing;
+use super::{SendError, SendKey, Sent};
 use crate::message::{Piece, ReplyAddress};
-use crate::store::channels::{ChannelStore, OwnerError};
+use crate::store::channels::OwnerError;
 use crate::store::{CommitError, Consistency, Event};
 
 /// Of one commit or read.
@@ -36,29 +36,14 @@ const MAX_CHATS: usize = 32;
 /// Attempts at one piece that certainly was not sent.
 const MAX_ATTEMPTS: u32 = 20;
 
-/// How fast a platform takes messages of one account.
-#[derive(Debug, Clone, Copy)]
-pub struct Pace {
-    /// Between two messages to one chat.
-    pub per_chat: Duration,
-    /// Between two messages of the account.
-    pub overall: Duration,
-}
-
 /// Delivers what one account has to send, for one tenure.
-pub struct Delivery {
+pub(super) struct Delivery {
     shared: Arc<Shared>,
 }
 
 struct Shared {
-    store: Arc<dyn ChannelStore>,
-    channel: Arc<dyn Channel>,
-    settings: Account,
-    tenure: Tenure,
-    /// Told: what is being sent is sent to its end, and nothing else begins.
-    finish: CancellationToken,
-    pace: Pace,
-    next_send: Mutex<Instant>,
+    outlet: Outlet,
+    writing: Writing,
 }
 
 /// Why a chat's delivery stopped.
@@ -70,31 +55,23 @@ enum Stop {
 }
 
 impl Delivery {
-    pub fn new(
-        store: Arc<dyn ChannelStore>,
-        channel: Arc<dyn Channel>,
-        settings: Account,
-        tenure: Tenure,
-        finish: CancellationToken,
-        pace: Pace,
-    ) -> Self {
-        let next_send = Mutex::new(Instant::now());
-        Self { shared: Arc::new(Shared { store, channel, settings, tenure, finish, pace, next_send }) }
+    pub(super) fn new(outlet: Outlet, writing: Writing) -> Self {
+        Self { shared: Arc::new(Shared { outlet, writing }) }
     }
 
     /// Runs until it is to finish, or until the tenure ends; what is being sent then is dropped.
-    pub async fn run(self) {
-        let ended = self.shared.tenure.ended.clone();
+    pub(super) async fn run(self) {
+        let ended = self.shared.outlet.tenure.ended.clone();
         ended.run_until_cancelled(self.deliver()).await;
     }
 
     async fn deliver(self) {
-        let account = self.shared.channel.account().clone();
-        let mut events = self.shared.store.events();
+        let account = self.shared.outlet.channel.account().clone();
+        let mut events = self.shared.outlet.store.events();
         let mut busy: BTreeMap<String, Instant> = BTreeMap::new();
         let mut chats: JoinSet<(String, Stop)> = JoinSet::new();
         loop {
-            if self.shared.finish.is_cancelled() {
+            if self.shared.outlet.finish.is_cancelled() {
                 while chats.join_next().await.is_some() {}
                 return;
             }
@@ -124,7 +101,7 @@ impl Delivery {
                     Err(error) => warn!(%account, %error, "a delivery ended unexpectedly"),
                 },
                 () = sleep_until(soonest) => {}
-                () = self.shared.finish.cancelled() => {}
+                () = self.shared.outlet.finish.cancelled() => {}
             }
         }
     }
@@ -136,7 +113,7 @@ impl Delivery {
         let mut chats: IndexMap<String, Vec<Intent>> = IndexMap::new();
         let mut after = 0;
         loop {
-            let page = match self.shared.store.outbox(account, after, PAGE) {
+            let page = match self.shared.outlet.store.outbox(account, after, PAGE) {
                 Ok(page) => page,
                 Err(error) => {
                     warn!(%account, %error, "the outbox cannot be read");
@@ -147,8 +124,7 @@ impl Delivery {
             after = last.id;
             let full = page.len() == PAGE;
             for intent in page {
-                let held =
-                    intent.state() == IntentState::Unknown && self.shared.settings.unknown == UnknownPolicy::Hold;
+                let held = intent.state() == IntentState::Unknown && self.shared.holds(&intent);
                 if intent.state() != IntentState::Failed && !held {
                     let chat = intent.to.as_ref().map(|to| to.chat.clone()).unwrap_or_default();
                     chats.entry(chat).or_default().push(intent);
@@ -162,6 +138,11 @@ impl Delivery {
 }
 
 impl Shared {
+    /// Whether an intent whose last call had no answer is for an operator to decide about. An edit may be repeated.
+    fn holds(&self, intent: &Intent) -> bool {
+        self.outlet.settings.unknown == UnknownPolicy::Hold && !replaces_preview(intent)
+    }
+
     async fn deliver_chat(&self, intents: Vec<Intent>) -> Stop {
         for intent in intents {
             if let Err(stop) = self.deliver_one(intent).await {
@@ -178,7 +159,7 @@ impl Shared {
             return self.say(id, Step::Failed("it has no address".to_owned())).await;
         };
         match intent.state() {
-            IntentState::Sending if intent.fencing_token == self.tenure.fencing_token => {
+            IntentState::Sending if intent.fencing_token == self.outlet.tenure.fencing_token => {
                 // Claimed by this owner, whose call was dropped with its answer.
                 self.say(id, Step::Unknown("no answer came".to_owned())).await?;
             }
@@ -189,8 +170,17 @@ impl Shared {
             IntentState::Pending | IntentState::Unknown => {}
             IntentState::Failed | IntentState::Unspecified => return Ok(()),
         }
-        if intent.state() == IntentState::Sending && self.settings.unknown == UnknownPolicy::Hold {
+        if intent.state() == IntentState::Sending && self.holds(&intent) {
             return Ok(());
+        }
+        if let Some(message) = self.writing.settle(&intent.turn_id).await
+            && intent.state() == IntentState::Pending
+            && intent.pieces_sent == 0
+            && intent.preview != message
+        {
+            // The turn ended before that could be recorded with it.
+            self.say(id, Step::Previewed(message.clone())).await?;
+            intent.preview = message;
         }
         let pieces = match self.pieces(&intent).await {
             Ok(pieces) => pieces,
@@ -199,7 +189,7 @@ impl Shared {
         };
         while let Some(piece) = pieces.get(intent.pieces_sent as usize) {
             let age = age(intent.created_ms);
-            if age > self.settings.max_age {
+            if age > self.outlet.settings.max_age {
                 return self
                     .say(id, Step::Failed(format!("it is {} s old, and not sent any more", age.as_secs())))
                     .await;
@@ -211,22 +201,30 @@ impl Shared {
             }
             let last = intent.pieces_sent as usize + 1 == pieces.len();
             // Its turn first, then the claim: what is claimed when an owner dies is unknown to the next.
-            self.wait_for_pace().await;
-            if self.finish.is_cancelled() {
+            self.outlet.throttle.wait().await;
+            if self.outlet.finish.is_cancelled() {
                 return Err(Stop::Until(Instant::now()));
             }
             self.say(id, Step::Claimed(true)).await?;
-            if self.tenure.is_over() {
+            if self.outlet.tenure.is_over() {
                 return Err(Stop::Over);
             }
-            let key = SendKey { intent_id: id, piece: intent.pieces_sent };
-            match self.channel.send(&to, piece, &key).await {
+            match self.call(&to, &intent, piece).await {
                 Ok(sent) if last => return self.delivered(id, sent.message_id).await,
                 Ok(sent) => {
                     self.say(id, Step::Sent(sent.message_id)).await?;
                     intent.pieces_sent += 1;
                     intent.attempts = 0;
                     self.rest().await;
+                }
+                Err(SendError::Refused(reason)) if replaces_preview(&intent) => {
+                    debug!(account = %to.account, intent = id, reason, "the preview cannot be edited");
+                    self.say(id, Step::PreviewLost(reason)).await?;
+                    intent.preview.clear();
+                }
+                Err(SendError::Unknown(reason)) if replaces_preview(&intent) => {
+                    self.say(id, Step::Unsent(reason)).await?;
+                    return Err(Stop::Until(Instant::now() + LOOK_EVERY));
                 }
                 Err(SendError::Refused(reason)) => {
                     warn!(account = %to.account, intent = id, reason, "the platform refuses a message");
@@ -240,7 +238,7 @@ impl Shared {
                 Err(SendError::Unknown(reason)) => {
                     warn!(account = %to.account, intent = id, reason, "a message may or may not have been sent");
                     self.say(id, Step::Unknown(reason)).await?;
-                    if self.settings.unknown == UnknownPolicy::Hold {
+                    if self.outlet.settings.unknown == UnknownPolicy::Hold {
                         return Ok(());
                     }
                     return Err(Stop::Until(Instant::now() + LOOK_EVERY));
@@ -252,6 +250,15 @@ impl Shared {
         self.delivered(id, String::new()).await
     }
 
+    async fn call(&self, to: &ReplyAddress, intent: &Intent, piece: &Piece) -> Result<Sent, SendError> {
+        if replaces_preview(intent) {
+            let message_id = intent.preview.clone();
+            return self.outlet.channel.edit(to, &message_id, piece).await.map(|()| Sent { message_id });
+        }
+        let key = SendKey { intent_id: intent.id, piece: intent.pieces_sent };
+        self.outlet.channel.send(to, piece, &key).await
+    }
+
     async fn delivered(&self, id: u64, message_id: String) -> Result<(), Stop> {
         self.say(id, Step::Delivered(message_id)).await?;
         self.rest().await;
@@ -260,9 +267,13 @@ impl Shared {
 
     /// Commits what became of an intent, for as long as it takes: what was sent must be known as sent.
     async fn say(&self, id: u64, step: Step) -> Result<(), Stop> {
-        let account = self.channel.account();
+        let account = self.outlet.channel.account();
         loop {
-            let said = self.store.update_intent(account, id, self.tenure.fencing_token, step.clone(), STORE).await;
+            let said = self
+                .outlet
+                .store
+                .update_intent(account, id, self.outlet.tenure.fencing_token, step.clone(), STORE)
+                .await;
             match said {
                 Ok(()) => return Ok(()),
                 Err(OwnerError::Fenced) => return Err(Stop::Over),
@@ -285,31 +296,26 @@ impl Shared {
     /// The text in pieces. `Err(None)`: not to be had now.
     async fn pieces(&self, intent: &Intent) -> Result<Vec<Piece>, Option<String>> {
         if intent.session_key.is_empty() {
-            return Ok(self.channel.render(&intent.text));
+            return Ok(self.outlet.channel.render(&intent.text));
         }
         let key = SessionKey::parse(intent.session_key.as_str()).map_err(|error| Some(error.to_string()))?;
         let after = SeqNum(intent.seq.saturating_sub(1));
-        let read = self.store.entries(&key, after, 1, Consistency::Stale, STORE).await.map_err(|_| None)?;
+        let read = self.outlet.store.entries(&key, after, 1, Consistency::Stale, STORE).await.map_err(|_| None)?;
         match read.value.into_iter().find(|entry| entry.seq == intent.seq) {
-            Some(entry) => Ok(self.channel.render(&entry.text)),
+            Some(entry) => Ok(self.outlet.channel.render(&entry.text)),
             None => Err(Some("its conversation was deleted".to_owned())),
         }
     }
 
     /// Between two messages to one chat.
     async fn rest(&self) {
-        self.finish.run_until_cancelled(sleep(self.pace.per_chat)).await;
+        self.outlet.finish.run_until_cancelled(sleep(self.outlet.pace.per_chat)).await;
     }
+}
 
-    async fn wait_for_pace(&self) {
-        let at = {
-            let mut next = self.next_send.lock();
-            let at = (*next).max(Instant::now());
-            *next = at + self.pace.overall;
-            at
-        };
-        sleep_until(at).await;
-    }
+/// Whether its next piece takes the place of what showed the reply while it was written.
+fn replaces_preview(intent: &Intent) -> bool {
+    intent.pieces_sent == 0 && !intent.preview.is_empty()
 }
 
 /// A stored address, as channels take it.

@@ -9,10 +9,11 @@
 //! lease. Nothing may be sent or asked of the platform after its end, so every call is bounded by it.
 
 pub mod commands;
-pub mod delivery;
+mod delivery;
 pub mod discord;
 pub mod health;
 pub mod intake;
+pub mod outlet;
 pub mod policy;
 pub mod supervisor;
 pub mod telegram;
@@ -20,12 +21,13 @@ pub mod telegram;
 mod testing;
 #[cfg(test)]
 mod tests;
-mod typing;
+mod writing;
 
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use openclaw_proto::ids::ChannelAccount;
+use openclaw_proto::state::Turn;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::validity::Stretch;
@@ -148,6 +150,14 @@ pub struct SendKey {
     pub piece: u32,
 }
 
+impl SendKey {
+    /// Of the message that shows a turn's reply while it is written. No intent has the number: those that one command
+    /// makes count up from its log index, and never so far.
+    pub fn preview(turn: &Turn) -> Self {
+        Self { intent_id: turn.fencing_token << 16 | 0xffff, piece: 0 }
+    }
+}
+
 /// One bot account on one platform.
 pub trait Channel: Send + Sync + 'static {
     fn account(&self) -> &ChannelAccount;
@@ -174,16 +184,19 @@ pub trait Channel: Send + Sync + 'static {
         key: &'a SendKey,
     ) -> BoxFuture<'a, Result<Sent, SendError>>;
 
-    /// Replaces what an earlier message says: a preview that grows. Failing is of no consequence.
+    /// Replaces what an earlier message says, or finds that it says so already. Safe to repeat.
     ///
     /// # Errors
-    /// [`SendError`].
+    /// [`SendError`]; refused: that message is there no more, or is not to be edited.
     fn edit<'a>(
         &'a self,
         to: &'a ReplyAddress,
         message_id: &'a str,
         piece: &'a Piece,
     ) -> BoxFuture<'a, Result<(), SendError>>;
+
+    /// How often a message in this chat may be edited while its reply is written.
+    fn preview_every(&self, to: &ReplyAddress) -> Duration;
 
     /// Shows for some seconds that a reply is being written. Failing is of no consequence.
     fn typing<'a>(&'a self, to: &'a ReplyAddress) -> BoxFuture<'a, ()>;

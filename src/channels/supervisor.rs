@@ -18,12 +18,15 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info, info_span, warn};
 
-use super::delivery::{Delivery, Pace};
+use super::delivery::Delivery;
 use super::health::Health;
 use super::intake::{Context, Intake};
-use super::{Channel, ReceiveError, Tenure, typing};
+use super::outlet::{Outlet, Pace};
+use super::writing::Writing;
+use super::{Channel, ReceiveError, Tenure};
 use crate::cluster::session::Session;
 use crate::cluster::validity::{Stretch, Validity};
+use crate::sessions::follow::Follow;
 use crate::store::Event;
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -47,6 +50,7 @@ pub struct Configured {
 /// Runs the accounts that this instance owns.
 pub struct Supervisor {
     pub context: Context,
+    pub follow: Follow,
     pub validity: Validity,
     pub session: Session,
     pub health: Health,
@@ -149,32 +153,33 @@ impl Supervisor {
     fn start(&self, configured: &Configured, lease: &Lease, stretch: &Stretch) -> Running {
         let account = configured.channel.account().clone();
         let stop = stretch.ended.child_token();
-        let (finish, finished) = (CancellationToken::new(), CancellationToken::new());
+        let finished = CancellationToken::new();
         let ended = finished.clone();
         let tenure = Tenure::new(lease.fencing_token, stop.clone(), stretch.clone());
         info!(%account, fencing_token = lease.fencing_token, previous = lease.previous_owner, "this instance runs the account");
         self.health.started(&account);
         let intake =
             Intake::new(self.context.clone(), account.clone(), configured.settings.clone(), Some(tenure.clone()));
-        let delivery = Delivery::new(
+        let outlet = Outlet::new(
             self.context.store.clone(),
             configured.channel.clone(),
             configured.settings.clone(),
             tenure.clone(),
-            finish.clone(),
             configured.pace,
         );
+        let finish = outlet.finish.clone();
+        let writing = Writing::new(outlet.clone(), self.follow.clone());
+        let delivery = Delivery::new(outlet, writing.clone());
         let span = info_span!("channel", %account, fencing_token = lease.fencing_token);
         let (channel, health) = (configured.channel.clone(), self.health.clone());
-        let typing = typing::show(self.context.store.clone(), configured.channel.clone(), tenure.clone());
         let task = tokio::spawn(
             async move {
                 let receiving = receive(&*channel, &tenure, &intake, &health);
                 let delivering = async {
-                    delivery.run().await;
+                    tokio::join!(delivery.run(), writing.run());
                     ended.cancel();
                 };
-                tokio::join!(receiving, delivering, typing);
+                tokio::join!(receiving, delivering);
             }
             .instrument(span),
         );

@@ -10,7 +10,9 @@ use openclaw_proto::ids::ChannelAccount;
 use openclaw_proto::state::command::Kind as Command;
 use openclaw_proto::state::outcome::Kind as Outcome;
 use openclaw_proto::state::update_intent::Step;
-use openclaw_proto::state::{Cursor, Instance, Intent, Lease, Pairing, ReleaseLease, SaveCursor, UpdateIntent};
+use openclaw_proto::state::{
+    Cursor, Instance, Intent, Lease, Pairing, ReleaseLease, SaveCursor, ShowPreview, UpdateIntent,
+};
 
 use super::{CommitError, ReadError, SessionStore, unexpected};
 
@@ -97,6 +99,29 @@ impl dyn ChannelStore {
     ) -> Result<(), OwnerError> {
         let command = SaveCursor { account: account.as_str().to_owned(), fencing_token, data };
         owner(self.commit(Command::SaveCursor(command), timeout).await?.value)
+    }
+
+    /// Records which message shows the reply of a turn while it is written. False where the turn has ended, so that
+    /// nothing was recorded.
+    ///
+    /// # Errors
+    /// [`OwnerError`].
+    pub async fn show_preview(
+        &self,
+        account: &ChannelAccount,
+        fencing_token: u64,
+        turn_id: &str,
+        message_id: &str,
+        timeout: Duration,
+    ) -> Result<bool, OwnerError> {
+        let command = ShowPreview {
+            account: account.as_str().to_owned(),
+            fencing_token,
+            turn_id: turn_id.to_owned(),
+            message_id: message_id.to_owned(),
+        };
+        let outcome = self.commit(Command::ShowPreview(command), timeout).await?.value;
+        if matches!(outcome, Outcome::TurnEnded(_)) { Ok(false) } else { owner(outcome).map(|()| true) }
     }
 
     /// Says what the owner, or an operator (token 0), did with an intent.

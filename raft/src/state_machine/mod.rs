@@ -139,6 +139,7 @@ fn answer<T: Tables + ?Sized>(change: &mut Change<'_, T>, kind: &command::Kind) 
         command::Kind::RequestPairing(command) => pairings::request(change, command),
         command::Kind::ApprovePairing(command) => pairings::approve(change, command),
         command::Kind::RemovePairing(command) => pairings::remove(change, command),
+        command::Kind::ShowPreview(command) => turns::show_preview(change, command),
     }
 }
 

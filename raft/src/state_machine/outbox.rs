@@ -40,7 +40,7 @@ pub(super) fn address(to: &ReplyAddress) -> Result<(), Halt> {
 /// Has the reply of a turn delivered, if it goes to a channel.
 pub(super) fn deliver_reply<T: Tables + ?Sized>(change: &mut Change<'_, T>, turn: &Turn) {
     if let Some(to) = &turn.reply_to {
-        let intent = Intent { session_key: turn.session_key.clone(), seq: turn.reply_seq, ..new(change, to) };
+        let intent = Intent { session_key: turn.session_key.clone(), seq: turn.reply_seq, ..of_turn(change, turn, to) };
         put(change, &intent);
     }
 }
@@ -48,11 +48,16 @@ pub(super) fn deliver_reply<T: Tables + ?Sized>(change: &mut Change<'_, T>, turn
 /// Has a person told why there is no reply.
 pub(super) fn deliver_failure<T: Tables + ?Sized>(change: &mut Change<'_, T>, turn: &Turn) {
     if let Some(to) = &turn.reply_to {
-        let text = format!("I could not answer this: {}\nPlease send it again to retry.", turn.error_message);
+        let text = format!("I could not answer this: {}\n/retry tries once more.", turn.error_message);
         let text = limits::cut(&text, MAX_NOTICE_BYTES).to_owned();
-        let intent = Intent { text, ..new(change, to) };
+        let intent = Intent { text, ..of_turn(change, turn, to) };
         put(change, &intent);
     }
+}
+
+/// The turn's id, and the message that has shown its reply so far, go with what is said at its end.
+fn of_turn<T: Tables + ?Sized>(change: &mut Change<'_, T>, turn: &Turn, to: &ReplyAddress) -> Intent {
+    Intent { turn_id: turn.id.clone(), preview: turn.preview.clone(), ..new(change, to) }
 }
 
 /// A text of our own, at once.
@@ -143,6 +148,14 @@ pub(super) fn update<T: Tables + ?Sized>(change: &mut Change<'_, T>, command: &U
             intent.set_state(IntentState::Failed);
             intent.error = error(reason);
         }
+        Step::Previewed(message_id) if state == IntentState::Pending && intent.pieces_sent == 0 => {
+            intent.preview = id(message_id);
+        }
+        Step::PreviewLost(reason) if claimed && intent.pieces_sent == 0 => {
+            intent.set_state(IntentState::Pending);
+            intent.preview.clear();
+            intent.error = error(reason);
+        }
         Step::Resubmitted(_) if matches!(state, IntentState::Failed | IntentState::Unknown) => {
             intent.set_state(IntentState::Pending);
             intent.attempts = 0;
@@ -160,6 +173,8 @@ pub(super) fn update<T: Tables + ?Sized>(change: &mut Change<'_, T>, command: &U
         | Step::Unsent(_)
         | Step::Unknown(_)
         | Step::Failed(_)
+        | Step::Previewed(_)
+        | Step::PreviewLost(_)
         | Step::Resubmitted(_)
         | Step::Dropped(_) => {
             return Ok(outcome::Kind::Conflict(Conflict { expected: 0, actual: intent.state.unsigned_abs().into() }));

@@ -4,17 +4,17 @@
 use std::time::Duration;
 
 use openclaw_proto::http::ErrorCode;
-use openclaw_proto::ids::{AgentId, InstanceId, SessionKey, TurnId};
+use openclaw_proto::ids::{AgentId, ChannelAccount, InstanceId, SessionKey, TurnId};
 use openclaw_proto::state::inbox_record::Answer as Stored;
 use openclaw_proto::state::{
-    Accept, Accepted, Cancel, Complete, DuplicateTurn, Entry, Fail, Fenced, KeyReused, NotFound, QueueFull, Role,
-    Session, Turn, TurnEnded, TurnState, Usage, outcome,
+    Accept, Accepted, Cancel, Complete, Done, DuplicateTurn, Entry, Fail, Fenced, KeyReused, NotFound, QueueFull, Role,
+    Session, ShowPreview, Turn, TurnEnded, TurnState, Usage, outcome,
 };
 
 use super::change::{Answer, Change, Halt};
 use super::inbox::{self, Seen};
 use super::instances::{self, Candidates};
-use super::{Event, Table, TableError, Tables, keys, limits, outbox, sessions};
+use super::{Event, Table, TableError, Tables, keys, leases, limits, outbox, sessions};
 
 /// How long an ended turn can be asked for, by the replicated clock. Longer than the inbox remembers: a repetition of
 /// the message must find its turn.
@@ -165,6 +165,31 @@ pub(super) fn cancel<T: Tables + ?Sized>(change: &mut Change<'_, T>, command: &C
         }
     };
     Ok(outcome::Kind::TurnEnded(TurnEnded { turn: Some(turn) }))
+}
+
+/// Notes which message shows the reply while it is written, so that the reply takes its place, whoever delivers it.
+pub(super) fn show_preview<T: Tables + ?Sized>(change: &mut Change<'_, T>, command: &ShowPreview) -> Answer {
+    let account = ChannelAccount::parse(command.account.as_str())?;
+    let id = TurnId::parse(command.turn_id.as_str())?;
+    limits::name("message id", &command.message_id, outbox::MAX_ADDRESS_BYTES)?;
+    if let Err(outcome) = leases::owned(change, account.as_str(), command.fencing_token)? {
+        return Ok(outcome);
+    }
+    let Some(mut turn) = change.turn(id.as_str())? else { return Ok(outcome::Kind::NotFound(NotFound {})) };
+    if turn.reply_to.as_ref().is_none_or(|to| to.account != account.as_str()) {
+        return Err(Halt::Refused(format!("the reply of turn {id} does not go to {account}")));
+    }
+    match state(&turn)? {
+        TurnState::Running | TurnState::Queued | TurnState::Unspecified => {
+            turn.preview.clone_from(&command.message_id);
+            change.put_turn(&turn);
+            Ok(outcome::Kind::Done(Done {}))
+        }
+        // Too late: the intent is for its owner to change.
+        TurnState::Done | TurnState::Failed | TurnState::Cancelled => {
+            Ok(outcome::Kind::TurnEnded(TurnEnded { turn: Some(turn) }))
+        }
+    }
 }
 
 /// The turn if it runs with this token, else the outcome that says why its runner may not write.

@@ -46,6 +46,8 @@ use crate::message::{Piece, ReplyAddress};
 
 /// Of every call, with its connection and its answer.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// Between two edits of a message while its reply is written: five in five seconds are allowed in one channel.
+const PREVIEWS: Duration = Duration::from_millis(1500);
 /// When to try again if Discord cannot be reached, or refuses the bot as such.
 const UNREACHABLE: Duration = Duration::from_secs(2);
 const UNAUTHORIZED: Duration = Duration::from_secs(60);
@@ -186,6 +188,10 @@ impl Channel for Discord {
             let edit = EditMessage::new().content(&piece.body).allowed_mentions(nobody_but(false));
             self.rest.edit_message(channel, message, &edit).await.map_err(unsent)
         })
+    }
+
+    fn preview_every(&self, _: &ReplyAddress) -> Duration {
+        PREVIEWS
     }
 
     fn typing<'a>(&'a self, to: &'a ReplyAddress) -> BoxFuture<'a, ()> {

@@ -31,6 +31,9 @@ use webhook::{WebhookError, WebhookSecret};
 
 /// The platform's part in the names of its accounts.
 pub const CHANNEL: &str = "telegram";
+/// Between two edits of a message while its reply is written.
+const PREVIEWS: Duration = Duration::from_millis(1500);
+const GROUP_PREVIEWS: Duration = Duration::from_secs(4);
 
 /// How long things take. Tests shorten them.
 #[derive(Debug, Clone)]
@@ -229,6 +232,11 @@ impl Channel for Telegram {
         piece: &'a Piece,
     ) -> BoxFuture<'a, Result<(), SendError>> {
         Box::pin(self.edit_piece(to, message_id, piece))
+    }
+
+    fn preview_every(&self, to: &ReplyAddress) -> Duration {
+        // Groups, whose ids are below zero, get twenty messages a minute; edits count.
+        if to.chat.starts_with('-') { GROUP_PREVIEWS } else { PREVIEWS }
     }
 
     fn typing<'a>(&'a self, to: &'a ReplyAddress) -> BoxFuture<'a, ()> {

@@ -4,15 +4,16 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
 use futures::future::BoxFuture;
 use openclaw_config::Config;
-use openclaw_config::channels::{Account, DmPolicy, UnknownPolicy};
-use openclaw_proto::ids::{ChannelAccount, InstanceId};
+use openclaw_config::channels::{Account, DmPolicy, GroupPolicy, UnknownPolicy};
+use openclaw_proto::ids::{ChannelAccount, InstanceId, SeqNum, SessionKey, TurnId};
 use openclaw_proto::state::command::Kind as Command;
 use openclaw_proto::state::outcome::Kind as Outcome;
 use openclaw_proto::state::update_intent::Step;
 use openclaw_proto::state::{
-    Complete, Enqueue, ExpireInstance, InboxKey, IntentState, Lease, MoveLease, RegisterInstance, Turn,
+    Complete, Enqueue, ExpireInstance, Fail, InboxKey, IntentState, Lease, MoveLease, RegisterInstance, Turn,
 };
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -20,18 +21,26 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::delivery::{Delivery, Pace};
+use super::delivery::Delivery;
 use super::health::Health;
 use super::intake::{Context, Intake};
+use super::outlet::{Outlet, Pace};
 use super::supervisor::{Configured, Supervisor};
-use super::testing::{account, direct, settings};
+use super::testing::{account, direct, group, settings};
+use super::writing::Writing;
 use super::{Channel, Inbox, InboxError, ReceiveError, Reporter, SendError, SendKey, Sent, Tenure};
 use crate::cluster::session::Session;
 use crate::cluster::validity::{self, Validity};
-use crate::message::{InboundMessage, Piece, ReplyAddress};
+use crate::message::{InboundMessage, Piece, Place, ReplyAddress};
 use crate::models::Models;
+use crate::sessions::follow::{self, Follow, NoRelay};
+use crate::sessions::live::{self, Hub};
+use crate::store::SessionStore;
 use crate::store::channels::ChannelStore;
 use crate::store::memory::{Fault, MemoryStore};
+use crate::store::{Consistency, Event};
+
+mod writing;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const FAST: Pace = Pace { per_chat: Duration::ZERO, overall: Duration::ZERO };
@@ -49,9 +58,14 @@ struct Platform {
 #[derive(Default)]
 struct State {
     script: VecDeque<Verdict>,
-    /// Chat and text of all that was taken.
+    /// Of edits, which have a script of their own.
+    edit_script: VecDeque<Verdict>,
+    /// Chat and text of all that was taken, as it reads now.
     sent: Vec<(String, String)>,
+    /// Its ids, in the same order.
+    ids: Vec<String>,
     calls: usize,
+    edits: usize,
     receivers: usize,
     most_receivers: usize,
     /// What receiving ends with, first one first.
@@ -142,11 +156,13 @@ impl Channel for Platform {
         let (answer, slow) = {
             let mut state = self.state.lock();
             state.calls += 1;
+            let message_id = format!("{}-{}", key.intent_id, key.piece);
             let verdict = state.script.pop_front().unwrap_or(Ok(()));
             if verdict.is_ok() {
                 state.sent.push((to.chat.clone(), piece.body.clone()));
+                state.ids.push(message_id.clone());
             }
-            (verdict.map(|()| Sent { message_id: format!("{}-{}", key.intent_id, key.piece) }), state.slow)
+            (verdict.map(|()| Sent { message_id }), state.slow)
         };
         self.changed.notify_waiters();
         Box::pin(async move {
@@ -155,8 +171,31 @@ impl Channel for Platform {
         })
     }
 
-    fn edit<'a>(&'a self, _: &'a ReplyAddress, _: &'a str, _: &'a Piece) -> BoxFuture<'a, Result<(), SendError>> {
-        Box::pin(std::future::ready(Ok(())))
+    fn edit<'a>(
+        &'a self,
+        _: &'a ReplyAddress,
+        message_id: &'a str,
+        piece: &'a Piece,
+    ) -> BoxFuture<'a, Result<(), SendError>> {
+        let answer = {
+            let mut state = self.state.lock();
+            state.edits += 1;
+            let verdict = state.edit_script.pop_front().unwrap_or(Ok(()));
+            match state.ids.iter().position(|id| id == message_id) {
+                Some(at) if verdict.is_ok() => {
+                    state.sent[at].1.clone_from(&piece.body);
+                    verdict
+                }
+                Some(_) => verdict,
+                None => Err(SendError::Refused("no such message".into())),
+            }
+        };
+        self.changed.notify_waiters();
+        Box::pin(std::future::ready(answer))
+    }
+
+    fn preview_every(&self, _: &ReplyAddress) -> Duration {
+        Duration::from_millis(10)
     }
 
     fn typing<'a>(&'a self, _: &'a ReplyAddress) -> BoxFuture<'a, ()> {
@@ -204,8 +243,27 @@ fn outbox(store: &MemoryStore) -> Vec<(IntentState, String)> {
 struct Delivering {
     store: MemoryStore,
     platform: Arc<Platform>,
+    /// Where `node-1` writes.
+    hub: Hub,
     ended: CancellationToken,
     task: JoinHandle<()>,
+}
+
+/// Readers on an instance, which are told what the store tells.
+fn follow(store: &MemoryStore, me: &str, hub: Hub) -> Follow {
+    let (mut events, told) = (store.events(), hub.clone());
+    tokio::spawn(async move {
+        while let Some(event) = events.next().await {
+            match event {
+                Event::TurnRunnable(turn) | Event::TurnEnded(turn) => {
+                    told.observe(&TurnId::parse(turn.id.as_str()).unwrap(), &turn);
+                }
+                Event::Lagged | Event::LeaseChanged(_) | Event::OutboxChanged { .. } => told.recheck(),
+            }
+        }
+    });
+    let store: Arc<dyn crate::store::SessionStore> = Arc::new(store.clone());
+    Follow::new(instance(me), store, hub, Arc::new(NoRelay), follow::Options::default(), CancellationToken::new())
 }
 
 impl Delivering {
@@ -220,9 +278,17 @@ impl Delivering {
     fn over(store: MemoryStore, platform: Arc<Platform>, settings: Account) -> Self {
         let tenure = Tenure::endless(lease(&store).fencing_token);
         let ended = tenure.ended.clone();
-        let finish = CancellationToken::new();
-        let delivery = Delivery::new(Arc::new(store.clone()), platform.clone(), settings, tenure, finish, FAST);
-        Self { store, platform, ended, task: tokio::spawn(delivery.run()) }
+        let hub = Hub::new(live::Limits::default());
+        let outlet = Outlet::new(Arc::new(store.clone()), platform.clone(), settings, tenure, FAST);
+        let writing = Writing::new(outlet.clone(), follow(&store, "node-1", hub.clone()));
+        let delivery = Delivery::new(outlet, writing.clone());
+        let task = tokio::spawn(async move {
+            tokio::select! {
+                () = delivery.run() => {}
+                () = async { writing.run().await; std::future::pending().await } => {}
+            }
+        });
+        Self { store, platform, hub, ended, task }
     }
 
     async fn until_outbox(&self, expected: &[(IntentState, &str)]) {
@@ -393,7 +459,7 @@ async fn say(intake: &Intake, text: &str) {
 async fn turn(store: &MemoryStore) -> Option<Turn> {
     let as_store: &dyn ChannelStore = store;
     let me = instance("node-1");
-    let read = as_store.as_sessions().turns_of(&me, crate::store::Consistency::Stale, PATIENCE);
+    let read = as_store.as_sessions().turns_of(&me, Consistency::Stale, PATIENCE);
     read.await.unwrap().value.into_iter().find(|turn| !turn.runner.is_empty() && turn.started_ms > 0)
 }
 
@@ -484,6 +550,48 @@ async fn commands_are_answered_once_and_do_what_they_say() {
 }
 
 #[tokio::test]
+async fn what_failed_is_tried_once_more_when_somebody_says_so() {
+    let (store, intake) = intake();
+    say(&intake, "/retry").await;
+    assert_eq!(texts(&store).pop().unwrap(), "There is nothing to retry.");
+    say(&intake, "hello").await;
+    let first = turn(&store).await.unwrap();
+    let retry = |id: &str| InboundMessage { external_id: id.into(), ..direct("42", "/retry") };
+    intake.take(vec![retry("too early")]).await.unwrap();
+    assert_eq!(texts(&store).pop().unwrap(), "It is being answered.");
+    store.apply(Command::Fail(Fail {
+        turn_id: first.id.clone(),
+        fencing_token: first.fencing_token,
+        error_code: "model_failed".into(),
+        error_message: "no".into(),
+    }));
+    assert!(texts(&store).pop().unwrap().contains("/retry"));
+    let said = texts(&store).len();
+    for _ in 0..2 {
+        intake.take(vec![retry("now")]).await.unwrap();
+    }
+    let second = turn(&store).await.unwrap();
+    assert_ne!(second.id, first.id);
+    let key = SessionKey::parse(second.session_key.as_str()).unwrap();
+    let read = store.entries(&key, SeqNum(0), 9, Consistency::Stale, PATIENCE).await.unwrap();
+    let entries: Vec<_> = read.value.iter().map(|entry| &*entry.text).collect();
+    assert_eq!(entries, ["hello", "hello"]);
+    assert_eq!(texts(&store).len(), said, "a redelivery finds it running, and does not say so");
+}
+
+#[tokio::test]
+async fn a_message_that_no_conversation_can_have_does_not_hold_up_the_next() {
+    let store = MemoryStore::new(&[]);
+    register(&store, "node-1");
+    let settings = Account { group_policy: GroupPolicy::Open, ..settings() };
+    let intake = Intake::new(context(&store, "node-1"), account(), settings, None);
+    let odd = group("42", "hello", true);
+    let place = Place::Group { id: "a b".into(), topic: None };
+    intake.take(vec![InboundMessage { place, ..odd }]).await.unwrap();
+    assert!(texts(&store).pop().unwrap().starts_with("This cannot be answered: "));
+}
+
+#[tokio::test]
 async fn a_full_conversation_says_so() {
     let (store, intake) = intake();
     for text in ["one", "two", "three", "four"] {
@@ -522,6 +630,7 @@ impl Node {
         let (session, health, stop) = (Session::for_tests(epoch), Health::default(), CancellationToken::new());
         let supervisor = Supervisor {
             context: context(store, name),
+            follow: follow(store, name, Hub::new(live::Limits::default())),
             validity: validity.clone(),
             session: session.clone(),
             health: health.clone(),

@@ -6,8 +6,8 @@ use openclaw_proto::ids::ChannelAccount;
 use openclaw_proto::state::update_intent::Step;
 use openclaw_proto::state::{
     ApprovePairing, Done, Enqueue, Enqueued, Intent, IntentState, Lease, ModelSet, MoveLease, NotFound, Paired,
-    PlaceLeases, ReleaseLease, RemovePairing, ReplyAddress, RequestPairing, SaveCursor, SetDraining, SetModel, Stale,
-    UpdateIntent,
+    PlaceLeases, ReleaseLease, RemovePairing, ReplyAddress, RequestPairing, SaveCursor, SetDraining, SetModel,
+    ShowPreview, Stale, UpdateIntent,
 };
 
 use super::super::{CODE_LIFE, MAX_CURSOR_BYTES, MAX_WAITING};
@@ -363,4 +363,63 @@ fn what_is_too_large_or_no_name_is_refused() {
     let no_chat = ReplyAddress { account: ACCOUNT.into(), ..ReplyAddress::default() };
     let no_chat = Kind::Enqueue(Enqueue { inbox: key("x"), to: Some(no_chat), text: "x".into() });
     assert!(machine.refused(no_chat).contains("chat must not be empty"));
+}
+
+/// A turn whose reply goes to the account: the accepting command's index is its token.
+fn asked(machine: &mut Machine, turn: u32) -> u64 {
+    machine.apply(Kind::Accept(Accept { inbox: key("question"), reply_to: to(), ..accept_command(turn, "n1") }));
+    machine.index
+}
+
+fn show(turn: u32, token: u64, message_id: &str) -> Kind {
+    Kind::ShowPreview(ShowPreview {
+        account: ACCOUNT.into(),
+        fencing_token: token,
+        turn_id: turn_id(turn),
+        message_id: message_id.into(),
+    })
+}
+
+#[test]
+fn a_reply_takes_the_place_of_what_showed_it_while_it_was_written() {
+    let mut machine = cluster();
+    let token = machine.lease(ACCOUNT).fencing_token;
+    let of_turn = asked(&mut machine, 1);
+    assert_eq!(machine.apply(show(1, token, "55")), Outcome::Done(Done {}));
+    machine.apply(complete(1, of_turn));
+    let intent = machine.outbox().remove(0);
+    assert_eq!((intent.turn_id, intent.preview), (turn_id(1), "55".to_owned()));
+    // Too late for the turn, and for who is not the owner; the intent is for its owner to change.
+    assert!(matches!(machine.apply(show(1, token, "56")), Outcome::TurnEnded(_)));
+    assert!(matches!(machine.apply(show(1, token - 1, "56")), Outcome::Fenced(_)));
+    assert_eq!(machine.apply(show(2, token, "56")), Outcome::NotFound(NotFound {}));
+
+    let id = intent.id;
+    machine.step(id, token, Step::Previewed("57".into()));
+    assert_eq!(machine.outbox()[0].preview, "57");
+    machine.step(id, token, Step::Claimed(true));
+    assert!(matches!(machine.step(id, token, Step::Previewed("58".into())), Outcome::Conflict(_)), "it is being sent");
+    machine.step(id, token, Step::PreviewLost("message to edit not found".into()));
+    let intent = machine.outbox().remove(0);
+    assert_eq!((intent.state(), intent.preview.as_str()), (IntentState::Pending, ""), "sent as one of its own");
+}
+
+#[test]
+fn why_there_is_no_reply_takes_its_place_too() {
+    let mut machine = cluster();
+    let token = machine.lease(ACCOUNT).fencing_token;
+    let of_turn = asked(&mut machine, 1);
+    machine.apply(show(1, token, "55"));
+    machine.apply(fail(1, of_turn));
+    let intent = machine.outbox().remove(0);
+    assert_eq!(intent.preview, "55");
+    assert!(intent.text.contains("/retry"), "{}", intent.text);
+}
+
+#[test]
+fn a_preview_is_of_a_turn_that_goes_to_the_account() {
+    let mut machine = cluster();
+    let token = machine.lease(ACCOUNT).fencing_token;
+    machine.apply(accept(1, "n1"));
+    assert!(matches!(machine.apply(show(1, token, "55")), Outcome::Refused(_)));
 }

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use openclaw_proto::state::update_intent::Step as Fate;
 use openclaw_proto::state::{
     ApprovePairing, Cursor, Enqueue, ForgetInstance, Intent, IntentState, Lease, MoveLease, Pairing, PlaceLeases,
-    ReleaseLease, RemovePairing, ReplyAddress, RequestPairing, SaveCursor, SetModel, Sweep, TurnState, UpdateIntent,
+    ReleaseLease, RemovePairing, ReplyAddress, RequestPairing, SaveCursor, SetModel, ShowPreview, Sweep, TurnState,
+    UpdateIntent,
 };
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -110,6 +111,11 @@ enum Step {
         token: Number,
         fate: Fate,
     },
+    Show {
+        turn: u32,
+        account: u32,
+        token: Number,
+    },
     Pair {
         key: u32,
         sender: u32,
@@ -163,6 +169,8 @@ fn fate() -> impl Strategy<Value = Fate> {
         2 => Just(Fate::Failed("blocked".into())),
         2 => Just(Fate::Resubmitted(true)),
         1 => Just(Fate::Dropped(true)),
+        1 => Just(Fate::Previewed("9".into())),
+        1 => Just(Fate::PreviewLost("gone".into())),
     ]
 }
 
@@ -181,10 +189,11 @@ fn of_channels() -> impl Strategy<Value = Step> {
             |(key, body, account)| Step::Enqueue { key, body, account }
         ),
         16 => (0usize..4, number(), fate()).prop_map(|(nth, token, fate)| Step::Intent { nth, token, fate }),
+        2 => (0u32..12, account.clone(), number()).prop_map(|(turn, account, token)| Step::Show { turn, account, token }),
         6 => (100u32..400, sender.clone(), account.clone()).prop_map(
             |(key, sender, account)| Step::Pair { key, sender, account }
         ),
-        6 => sender.clone().prop_map(|sender| Step::Approve { sender }),
+        8 => sender.clone().prop_map(|sender| Step::Approve { sender }),
         1 => (sender, account).prop_map(|(sender, account)| Step::Unpair { sender, account }),
     ]
 }
@@ -329,6 +338,16 @@ fn kind(tables: &MemoryTables, step: &Step) -> Kind {
             let fencing_token = token.given(lease_of(&account));
             Kind::UpdateIntent(UpdateIntent { account, id, fencing_token, step: Some(fate) })
         }
+        Step::Show { turn, account, token } => {
+            let account = account_name(account);
+            let fencing_token = token.given(lease_of(&account));
+            Kind::ShowPreview(ShowPreview {
+                account,
+                fencing_token,
+                turn_id: turn_id(turn),
+                message_id: "9".to_owned(),
+            })
+        }
         Step::Pair { key, sender, account } => Kind::RequestPairing(RequestPairing {
             inbox: inbox(&key.to_string(), ""),
             sender_id: sender.to_string(),
@@ -351,6 +370,7 @@ fn as_owner(kind: &Kind) -> Option<(&str, u64)> {
     match kind {
         Kind::ReleaseLease(command) => Some((&command.account, command.fencing_token)),
         Kind::SaveCursor(command) => Some((&command.account, command.fencing_token)),
+        Kind::ShowPreview(command) => Some((&command.account, command.fencing_token)),
         Kind::UpdateIntent(command) if !matches!(command.step, Some(Fate::Resubmitted(_) | Fate::Dropped(_))) => {
             Some((&command.account, command.fencing_token))
         }
@@ -543,11 +563,17 @@ impl State {
             }
             assert_eq!(earlier.to, intent.to);
             assert!([0, 1].contains(&(intent.pieces_sent - earlier.pieces_sent)));
+            assert!(
+                intent.preview == earlier.preview || intent.pieces_sent == 0,
+                "what was sent was sent in its place"
+            );
             assert!(intent.pieces_sent == earlier.pieces_sent || claimed(earlier).is_some());
         }
         for turn in self.turns.values().filter(|turn| before.turns.get(&turn.id).is_some_and(|old| old != *turn)) {
             let told = self.outbox.values().any(|intent| {
-                let of_this = intent.id >> 16 == index && intent.to == turn.reply_to;
+                let of_this = intent.id >> 16 == index
+                    && intent.to == turn.reply_to
+                    && (&intent.turn_id, &intent.preview) == (&turn.id, &turn.preview);
                 of_this
                     && if turn.state() == TurnState::Done {
                         (&intent.session_key, intent.seq) == (&turn.session_key, turn.reply_seq)
@@ -634,7 +660,7 @@ fn run(steps: &[(Step, u64)], mut met: impl FnMut(&Outcome)) -> (MemoryTables, V
 fn the_random_logs_meet_every_outcome() {
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     let mut met = BTreeMap::new();
-    for _ in 0..60 {
+    for _ in 0..80 {
         let steps = steps().new_tree(&mut runner).unwrap().current();
         run(&steps, |outcome| *met.entry(crate::command::outcome_name(outcome)).or_insert(0) += 1);
     }
@@ -691,7 +717,7 @@ proptest! {
 
     /// Whatever stands in the log, every instance goes on.
     #[test]
-    fn no_bytes_make_it_fail(bytes in proptest::collection::vec(any::<u8>(), 0..80), kind in 10u32..37) {
+    fn no_bytes_make_it_fail(bytes in proptest::collection::vec(any::<u8>(), 0..80), kind in 10u32..38) {
         let mut encoded = Vec::new();
         prost::encoding::encode_key(kind, prost::encoding::WireType::LengthDelimited, &mut encoded);
         prost::encoding::encode_varint(bytes.len() as u64, &mut encoded);
