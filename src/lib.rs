@@ -24,6 +24,7 @@ pub mod cluster;
 pub mod models;
 pub mod store;
 
+pub mod http_client;
 pub mod logging;
 pub mod message;
 pub mod metrics;

@@ -253,10 +253,15 @@ impl Shared {
     async fn call(&self, to: &ReplyAddress, intent: &Intent, piece: &Piece) -> Result<Sent, SendError> {
         if replaces_preview(intent) {
             let message_id = intent.preview.clone();
-            return self.outlet.channel.edit(to, &message_id, piece).await.map(|()| Sent { message_id });
+            return self
+                .outlet
+                .channel
+                .edit(&self.outlet.tenure, to, &message_id, piece)
+                .await
+                .map(|()| Sent { message_id });
         }
         let key = SendKey { intent_id: intent.id, piece: intent.pieces_sent };
-        self.outlet.channel.send(to, piece, &key).await
+        self.outlet.channel.send(&self.outlet.tenure, to, piece, &key).await
     }
 
     async fn delivered(&self, id: u64, message_id: String) -> Result<(), Stop> {

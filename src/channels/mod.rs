@@ -11,6 +11,7 @@
 pub mod commands;
 mod delivery;
 pub mod discord;
+mod guard;
 pub mod health;
 pub mod intake;
 pub mod outlet;
@@ -173,12 +174,13 @@ pub trait Channel: Send + Sync + 'static {
     /// Cuts a reply (Markdown, as models write it) into what the platform takes in one call each; at least one piece.
     fn render(&self, text: &str) -> Vec<Piece>;
 
-    /// Sends one piece. Dropping the future may leave it sent or not.
+    /// Sends one piece, unless `tenure` is over by the time it leaves. Dropping the future may leave it sent or not.
     ///
     /// # Errors
     /// [`SendError`] says which.
     fn send<'a>(
         &'a self,
+        tenure: &'a Tenure,
         to: &'a ReplyAddress,
         piece: &'a Piece,
         key: &'a SendKey,
@@ -190,6 +192,7 @@ pub trait Channel: Send + Sync + 'static {
     /// [`SendError`]; refused: that message is there no more, or is not to be edited.
     fn edit<'a>(
         &'a self,
+        tenure: &'a Tenure,
         to: &'a ReplyAddress,
         message_id: &'a str,
         piece: &'a Piece,
@@ -199,5 +202,5 @@ pub trait Channel: Send + Sync + 'static {
     fn preview_every(&self, to: &ReplyAddress) -> Duration;
 
     /// Shows for some seconds that a reply is being written. Failing is of no consequence.
-    fn typing<'a>(&'a self, to: &'a ReplyAddress) -> BoxFuture<'a, ()>;
+    fn typing<'a>(&'a self, tenure: &'a Tenure, to: &'a ReplyAddress) -> BoxFuture<'a, ()>;
 }

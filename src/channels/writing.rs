@@ -135,7 +135,7 @@ impl Shared {
     async fn type_on(&self, to: &ReplyAddress) -> Infallible {
         loop {
             if !self.outlet.tenure.is_over() {
-                let call = timeout(TYPING_CALL, self.outlet.channel.typing(to));
+                let call = timeout(TYPING_CALL, self.outlet.channel.typing(&self.outlet.tenure, to));
                 self.outlet.tenure.ended.run_until_cancelled(call).await;
             }
             sleep(TYPING_AGAIN).await;
@@ -192,10 +192,12 @@ impl Shared {
     ) -> Option<Duration> {
         let every = self.outlet.channel.preview_every(to);
         let done = match &preview.message {
-            Some(message) => self.outlet.channel.edit(to, message, piece).await,
-            None => self.outlet.channel.send(to, piece, &SendKey::preview(turn)).await.map(|sent| {
-                preview.message = Some(sent.message_id);
-            }),
+            Some(message) => self.outlet.channel.edit(&self.outlet.tenure, to, message, piece).await,
+            None => {
+                self.outlet.channel.send(&self.outlet.tenure, to, piece, &SendKey::preview(turn)).await.map(|sent| {
+                    preview.message = Some(sent.message_id);
+                })
+            }
         };
         match done {
             Ok(()) => {

@@ -3,7 +3,6 @@
 //! Time-outs are counted here on bytes, not on events, so that a server's keep-alive comments count as signs of life.
 
 use std::collections::BTreeMap;
-use std::error::Error as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
@@ -17,6 +16,7 @@ use sse_stream::{Sse, SseByteStream};
 use tokio::time::{Instant, timeout_at};
 
 use super::{Error, Phase};
+use crate::http_client::{self, causes};
 
 /// How long a provider may take for each part of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,21 +107,8 @@ impl Http {
                 header.ok_or_else(|| BuildError::Header { provider: provider.clone(), name: name.clone() })?;
             headers.insert(header, value);
         }
-        let mut client = reqwest::Client::builder()
-            .user_agent(concat!("openclaw/", env!("CARGO_PKG_VERSION")))
-            .default_headers(headers)
-            .connect_timeout(timeouts.connect)
-            .tcp_nodelay(true)
-            .tcp_keepalive(Duration::from_secs(30))
-            // A redirect would hand prompt and key to a host that nobody configured.
-            .redirect(reqwest::redirect::Policy::none());
-        if is_loopback(&base) {
-            client = client.no_proxy();
-        }
-        if base.scheme() == "http" {
-            // Nothing to verify: the system's certificates need not be read, nor be there.
-            client = client.tls_certs_only([]);
-        }
+        let user_agent = concat!("openclaw/", env!("CARGO_PKG_VERSION"));
+        let client = http_client::builder(&base, user_agent, timeouts.connect).default_headers(headers);
         let client =
             client.build().map_err(|error| BuildError::Client { provider: provider.clone(), said: causes(error) })?;
         let secrets = api_key.into_iter().chain(added.into_values()).collect();
@@ -395,25 +382,6 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
         Ok(_) => None,
         Err(_) => Some(httpdate::parse_http_date(text).ok()?.duration_since(now).unwrap_or_default()),
     }
-}
-
-fn is_loopback(url: &Url) -> bool {
-    url.host_str().is_some_and(|host| {
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
-    })
-}
-
-/// An error with its causes, without the URL, which may carry credentials.
-fn causes(error: reqwest::Error) -> String {
-    let error = error.without_url();
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 async fn read_up_to(response: Response, limit: usize) -> Vec<u8> {

@@ -4,7 +4,6 @@
 //! one may ask again, its rate limiter asks discord.com whatever its proxy is, and it would bring a second HTTP client.
 
 use std::collections::HashMap;
-use std::error::Error as _;
 use std::fmt;
 use std::time::Duration;
 
@@ -21,6 +20,8 @@ use tokio::time::Instant;
 
 use super::parse::Channel;
 use super::{BuildError, DEADLINE};
+use crate::channels::{Tenure, guard};
+use crate::http_client::{self, causes};
 
 /// Discord asks for this form.
 const USER_AGENT: &str = concat!("DiscordBot (https://github.com/openclaw/openclaw, ", env!("CARGO_PKG_VERSION"), ")");
@@ -105,21 +106,8 @@ impl Rest {
         let token = token.strip_prefix("Bot ").unwrap_or(token);
         let mut authorization = HeaderValue::from_str(&format!("Bot {token}")).map_err(|_| BuildError::Token)?;
         authorization.set_sensitive(true);
-        let mut client = reqwest::Client::builder()
-            .user_agent(USER_AGENT)
-            // WebSockets are upgrades, which HTTP/2 has not.
-            .http1_only()
-            .connect_timeout(DEADLINE / 2)
-            .tcp_nodelay(true)
-            .tcp_keepalive(Duration::from_secs(30))
-            .redirect(reqwest::redirect::Policy::none());
-        if is_loopback(&api) {
-            client = client.no_proxy();
-        }
-        if api.scheme() == "http" {
-            // Nothing to verify: the system's certificates need not be read, nor be there.
-            client = client.tls_certs_only([]);
-        }
+        // WebSockets are upgrades, which HTTP/2 has not.
+        let client = http_client::builder(&api, USER_AGENT, DEADLINE / 2).http1_only();
         let http = client.build().map_err(|error| BuildError::Client(causes(error)))?;
         Ok(Self { http, api, authorization, deadline: DEADLINE, gates: Mutex::default() })
     }
@@ -151,6 +139,7 @@ impl Rest {
 
     pub(super) async fn create_message(
         &self,
+        tenure: &Tenure,
         channel: ChannelId,
         message: &CreateMessage,
     ) -> Result<MessageId, CallError> {
@@ -158,18 +147,19 @@ impl Rest {
         struct Created {
             id: MessageId,
         }
-        let request = body(self.http.post(self.url(format_args!("channels/{channel}/messages"))), message)?;
+        let request = body(tenure, self.http.post(self.url(format_args!("channels/{channel}/messages"))), message)?;
         self.json::<Created>(Bucket::Send(channel), request).await.map(|created| created.id)
     }
 
     pub(super) async fn edit_message(
         &self,
+        tenure: &Tenure,
         channel: ChannelId,
         message: MessageId,
         edit: &EditMessage,
     ) -> Result<(), CallError> {
         let url = self.url(format_args!("channels/{channel}/messages/{message}"));
-        self.call(Bucket::Edit(channel), body(self.http.patch(url), edit)?).await.map(drop)
+        self.call(Bucket::Edit(channel), body(tenure, self.http.patch(url), edit)?).await.map(drop)
     }
 
     pub(super) async fn trigger_typing(&self, channel: ChannelId) -> Result<(), CallError> {
@@ -217,10 +207,10 @@ impl Rest {
     }
 }
 
-fn body(request: RequestBuilder, body: &impl Serialize) -> Result<RequestBuilder, CallError> {
+fn body(tenure: &Tenure, request: RequestBuilder, body: &impl Serialize) -> Result<RequestBuilder, CallError> {
     let unreadable = |error: serde_json::Error| CallError::Unsent(error.to_string());
     let body = serde_json::to_vec(body).map_err(unreadable)?;
-    Ok(request.header(reqwest::header::CONTENT_TYPE, "application/json").body(body))
+    Ok(request.header(reqwest::header::CONTENT_TYPE, "application/json").body(guard::body(Some(tenure), body)))
 }
 
 async fn read(mut response: Response) -> Result<Vec<u8>, CallError> {
@@ -235,7 +225,7 @@ async fn read(mut response: Response) -> Result<Vec<u8>, CallError> {
 }
 
 fn unanswered(error: reqwest::Error) -> CallError {
-    if error.is_connect() || error.is_builder() {
+    if error.is_connect() || error.is_builder() || guard::held_back(&error) {
         CallError::Unsent(causes(error))
     } else {
         CallError::NoAnswer(causes(error))
@@ -290,24 +280,6 @@ impl Said {
             _ => CallError::Refused { status, code: self.code, said },
         }
     }
-}
-
-pub(super) fn is_loopback(url: &Url) -> bool {
-    url.host_str().is_some_and(|host| {
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
-    })
-}
-
-pub(super) fn causes(error: reqwest::Error) -> String {
-    let error = error.without_url();
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

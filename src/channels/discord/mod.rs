@@ -152,6 +152,7 @@ impl Channel for Discord {
     /// The nonce makes a repetition harmless for minutes, so `Unknown` may be answered with another call.
     fn send<'a>(
         &'a self,
+        tenure: &'a Tenure,
         to: &'a ReplyAddress,
         piece: &'a Piece,
         key: &'a SendKey,
@@ -170,13 +171,14 @@ impl Channel for Discord {
                 let reference = MessageReference::new(MessageReferenceKind::Default, channel);
                 message = message.reference_message(reference.message_id(answered).fail_if_not_exists(false));
             }
-            let sent = self.rest.create_message(channel, &message).await.map_err(unsent)?;
+            let sent = self.rest.create_message(tenure, channel, &message).await.map_err(unsent)?;
             Ok(Sent { message_id: sent.to_string() })
         })
     }
 
     fn edit<'a>(
         &'a self,
+        tenure: &'a Tenure,
         to: &'a ReplyAddress,
         message_id: &'a str,
         piece: &'a Piece,
@@ -186,7 +188,7 @@ impl Channel for Discord {
             let message = self::message_id(message_id)
                 .ok_or_else(|| SendError::Refused(format!("{message_id:?} is no message of Discord")))?;
             let edit = EditMessage::new().content(&piece.body).allowed_mentions(nobody_but(false));
-            self.rest.edit_message(channel, message, &edit).await.map_err(unsent)
+            self.rest.edit_message(tenure, channel, message, &edit).await.map_err(unsent)
         })
     }
 
@@ -194,8 +196,11 @@ impl Channel for Discord {
         PREVIEWS
     }
 
-    fn typing<'a>(&'a self, to: &'a ReplyAddress) -> BoxFuture<'a, ()> {
+    fn typing<'a>(&'a self, tenure: &'a Tenure, to: &'a ReplyAddress) -> BoxFuture<'a, ()> {
         Box::pin(async move {
+            if tenure.is_over() {
+                return;
+            }
             let Ok(channel) = channel_of(to) else {
                 return;
             };

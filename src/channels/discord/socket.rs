@@ -15,7 +15,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_tungstenite::tungstenite::{Error as SocketError, Message};
 use tracing::debug;
 
-use super::client::causes;
+use crate::http_client::causes;
 
 /// Anything but 1000 and 1001, which end the session.
 const RESUMABLE: u16 = 4000;

@@ -264,13 +264,13 @@ async fn it_hears_and_answers_wherever_it_is_spoken_to() {
         let message = store.message(&text).await;
         assert_eq!((&message.place, message.external_id.clone()), (&place, said.to_string()));
         assert_eq!(message.addressed, n == 0);
-        owner.discord.typing(&message.reply_to).await;
+        owner.discord.typing(&Tenure::endless(1), &message.reply_to).await;
         assert_eq!(handle.typing(channel), 1);
-        let sent = owner.discord.send(&message.reply_to, &piece("hi"), &key(n, 0)).await.unwrap();
+        let sent = owner.discord.send(&Tenure::endless(1), &message.reply_to, &piece("hi"), &key(n, 0)).await.unwrap();
         let answer = handle.messages(channel).pop().unwrap();
         assert_eq!((answer.id.to_string(), answer.content.as_str()), (sent.message_id.clone(), "hi"));
         assert_eq!(answer.reference, Some(said));
-        owner.discord.edit(&message.reply_to, &sent.message_id, &piece("hi again")).await.unwrap();
+        owner.discord.edit(&Tenure::endless(1), &message.reply_to, &sent.message_id, &piece("hi again")).await.unwrap();
         assert_eq!(handle.messages(channel).pop().unwrap().content, "hi again");
         let again = handle.reply(channel, user, answer.id, &format!("more {n}")).unwrap();
         assert!(store.message(&format!("more {n}")).await.addressed);
@@ -595,13 +595,13 @@ async fn the_same_piece_is_sent_once() {
     let said = handle.say(dm, user, "hello").unwrap();
     let (one, two) = (discord(&handle), discord(&handle));
     handle.fail(Route::CreateMessage, 1, Fault::ActAndClose);
-    let lost = one.send(&to(dm, Some(said)), &piece("answer"), &key(7, 0)).await;
+    let lost = one.send(&Tenure::endless(1), &to(dm, Some(said)), &piece("answer"), &key(7, 0)).await;
     assert!(matches!(lost, Err(SendError::Unknown(_))), "{lost:?}");
-    let sent = two.send(&to(dm, Some(said)), &piece("answer"), &key(7, 0)).await.unwrap();
-    assert_eq!(one.send(&to(dm, Some(said)), &piece("answer"), &key(7, 0)).await.unwrap(), sent);
+    let sent = two.send(&Tenure::endless(1), &to(dm, Some(said)), &piece("answer"), &key(7, 0)).await.unwrap();
+    assert_eq!(one.send(&Tenure::endless(1), &to(dm, Some(said)), &piece("answer"), &key(7, 0)).await.unwrap(), sent);
     assert_eq!(handle.messages(dm).len(), 2);
-    one.send(&to(dm, Some(said)), &piece("answer"), &key(7, 1)).await.unwrap();
-    one.send(&to(dm, Some(said)), &piece("answer"), &key(8, 0)).await.unwrap();
+    one.send(&Tenure::endless(1), &to(dm, Some(said)), &piece("answer"), &key(7, 1)).await.unwrap();
+    one.send(&Tenure::endless(1), &to(dm, Some(said)), &piece("answer"), &key(8, 0)).await.unwrap();
     assert_eq!(handle.messages(dm).len(), 4);
     let bodies = requests(&handle, Route::CreateMessage);
     let nonce = bodies[0]["nonce"].as_str().unwrap();
@@ -612,7 +612,7 @@ async fn the_same_piece_is_sent_once() {
     assert_eq!(bodies[0]["message_reference"]["fail_if_not_exists"], false);
     assert_eq!(bodies[3]["message_reference"], Value::Null, "only the first piece answers");
     handle.delete(dm, said).unwrap();
-    one.send(&to(dm, Some(said)), &piece("late"), &key(9, 0)).await.unwrap();
+    one.send(&Tenure::endless(1), &to(dm, Some(said)), &piece("late"), &key(9, 0)).await.unwrap();
     assert_eq!(handle.messages(dm).pop().unwrap().reference, None);
 }
 
@@ -622,7 +622,9 @@ async fn what_was_not_sent_is_told_from_what_may_have_been() {
     let (user, guild) = (handle.user("ada"), handle.guild("home"));
     let (dm, channel) = (handle.dm(user).unwrap(), handle.channel(guild, "general").unwrap());
     let discord = discord(&handle);
-    let send = async |channel: Id| discord.send(&to(channel, None), &piece("hello"), &key(1, 0)).await.unwrap_err();
+    let send = async |channel: Id| {
+        discord.send(&Tenure::endless(1), &to(channel, None), &piece("hello"), &key(1, 0)).await.unwrap_err()
+    };
     for fault in [Fault::CloseBefore, Fault::Status(500), Fault::Status(502)] {
         handle.fail(Route::CreateMessage, 1, fault);
         let error = send(dm).await;
@@ -631,7 +633,7 @@ async fn what_was_not_sent_is_told_from_what_may_have_been() {
     let mut hasty = self::discord(&handle);
     hasty.rest.deadline = Duration::from_millis(50);
     handle.fail(Route::CreateMessage, 1, Fault::Hang);
-    let late = hasty.send(&to(dm, None), &piece("hello"), &key(1, 0)).await;
+    let late = hasty.send(&Tenure::endless(1), &to(dm, None), &piece("hello"), &key(1, 0)).await;
     assert!(matches!(late, Err(SendError::Unknown(_))), "{late:?}");
     handle.refuse_dms(user, true);
     handle.mute(channel, true);
@@ -643,7 +645,10 @@ async fn what_was_not_sent_is_told_from_what_may_have_been() {
     handle.fail(Route::CreateMessage, 1, Fault::Status(401));
     assert!(matches!(send(dm).await, SendError::Later { .. }));
     let nowhere = ReplyAddress { chat: "general".to_owned(), ..to(dm, None) };
-    assert!(matches!(discord.send(&nowhere, &piece("a"), &key(1, 0)).await, Err(SendError::Refused(_))));
+    assert!(matches!(
+        discord.send(&Tenure::endless(1), &nowhere, &piece("a"), &key(1, 0)).await,
+        Err(SendError::Refused(_))
+    ));
     assert_eq!(handle.messages(dm).len() + handle.messages(channel).len(), 0);
     handle.stop().await;
     // A connection that was open may have taken the request with it; a new one is refused.
@@ -661,7 +666,7 @@ async fn a_limit_is_kept_without_asking_again() {
     let retry_after = Duration::from_secs(30);
     handle.fail(Route::CreateMessage, 1, Fault::RateLimited { retry_after, global: false });
     for _ in 0..2 {
-        match discord.send(&to(dm, None), &piece("hello"), &key(1, 0)).await {
+        match discord.send(&Tenure::endless(1), &to(dm, None), &piece("hello"), &key(1, 0)).await {
             Err(SendError::Later { after, .. }) => {
                 assert!(after > retry_after / 2 && after <= retry_after, "{after:?}")
             }
@@ -669,10 +674,10 @@ async fn a_limit_is_kept_without_asking_again() {
         }
     }
     assert_eq!(requests(&handle, Route::CreateMessage).len(), 1);
-    discord.send(&to(other, None), &piece("hello"), &key(2, 0)).await.unwrap();
+    discord.send(&Tenure::endless(1), &to(other, None), &piece("hello"), &key(2, 0)).await.unwrap();
     handle.fail(Route::CreateMessage, 1, Fault::RateLimited { retry_after, global: true });
     for _ in 0..2 {
-        let end = discord.send(&to(other, None), &piece("hello"), &key(3, 0)).await;
+        let end = discord.send(&Tenure::endless(1), &to(other, None), &piece("hello"), &key(3, 0)).await;
         assert!(matches!(end, Err(SendError::Later { .. })), "{end:?}");
     }
     assert_eq!(requests(&handle, Route::CreateMessage).len(), 3);
@@ -688,7 +693,7 @@ async fn a_long_reply_comes_in_pieces_that_discord_takes() {
     let pieces = discord.render(&text);
     assert_eq!(pieces.len(), 6);
     for (n, piece) in (0..).zip(&pieces) {
-        discord.send(&to(dm, None), piece, &key(1, n)).await.unwrap();
+        discord.send(&Tenure::endless(1), &to(dm, None), piece, &key(1, n)).await.unwrap();
     }
     let arrived: Vec<String> = handle.messages(dm).into_iter().map(|message| message.content).collect();
     assert_eq!(arrived, pieces.into_iter().map(|piece| piece.body).collect::<Vec<_>>());

@@ -1,35 +1,38 @@
-//! The calls, and what an answer or its absence means.
+//! The calls to the Bot API: which, how they are bounded, and what their answers mean.
 //!
-//! teloxide carries them. Answers are read as no more than what is needed of them: its own types refuse a message that
-//! holds anything newer than they are, and a message that was sent would count as unknown. Its long sleep after a 5xx is
-//! cut short by our deadlines. HTTP/1 alone, so that a call that is dropped closes its connection and is over.
+//! Calls are teloxide's payloads; the asking is not its own, since no request of its client can be held back when the lease
+//! ends on its way (`guard`), its types refuse a message that holds anything newer than they are - and a message that was
+//! sent would count as unknown - and it sleeps for seconds after a 5xx. So answers are read as no more than what is
+//! needed of them. HTTP/1 alone, so that a call that is dropped closes its connection and is over.
 
 use std::fmt;
-use std::marker::PhantomData;
 use std::time::Duration;
 
 use openclaw_config::channels::TelegramAccount;
 use openclaw_proto::ids::ChannelAccount;
+use reqwest::Url;
+use reqwest::header::CONTENT_TYPE;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use teloxide::payloads::{DeleteWebhook, EditMessageText, GetMe, GetUpdates, SendChatAction, SendMessage, SetWebhook};
-use teloxide::requests::{JsonRequest, Payload, Request};
-use teloxide::types::{
-    AllowedUpdate, ChatAction, ChatId, MessageId, ParseMode, Recipient, ReplyParameters, Seconds, ThreadId,
-};
-use teloxide::{ApiError, RequestError};
+use teloxide::requests::Payload;
+use teloxide::types::{AllowedUpdate, ChatAction, ChatId, MessageId, ParseMode, Recipient, ReplyParameters, ThreadId};
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
 use super::{SettingsError, Timing, parse};
-use crate::channels::{ReceiveError, SendError};
+use crate::channels::{ReceiveError, SendError, Tenure, guard};
+use crate::http_client::{self, causes};
 use crate::message::ReplyAddress;
 
 /// Less than a call may take, so that a call that could not connect is known for it.
 const CONNECT: Duration = Duration::from_secs(5);
+const USER_AGENT: &str = concat!("openclaw/", env!("CARGO_PKG_VERSION"));
 /// Telegram closes connections that idle for longer; a message on one of those would be lost or not.
 const IDLE: Duration = Duration::from_secs(30);
+/// The largest answer that is read: a hundred updates.
+const ANSWER_BYTES: usize = 16 << 20;
 /// Of a refusal so much is told.
 const MAX_SAID_BYTES: usize = 300;
 /// When there is no connection, or none with this token, the next attempt to send may come after this.
@@ -66,24 +69,6 @@ pub(super) enum CallError {
     Refused(String),
 }
 
-impl From<RequestError> for CallError {
-    fn from(error: RequestError) -> Self {
-        match error {
-            RequestError::Api(ApiError::Unknown(said)) => Self::said(&said),
-            // teloxide has words of its own for this one alone.
-            RequestError::Api(ApiError::InvalidToken) => Self::NoToken("Unauthorized, or not found".into()),
-            RequestError::Api(error) => Self::said(&error.to_string()),
-            RequestError::MigrateToChatId(to) => Self::Migrated(to),
-            RequestError::RetryAfter(seconds) => Self::TooMany(Seconds::duration(seconds)),
-            RequestError::Network(error) if error.is_connect() => Self::NoConnection(innermost(&*error)),
-            RequestError::Network(error) => Self::NoAnswer(innermost(&*error)),
-            // What came instead may quote people.
-            RequestError::InvalidJson { .. } => Self::NoAnswer("what came is not of the Bot API".into()),
-            RequestError::Io(error) => Self::NoAnswer(error.to_string()),
-        }
-    }
-}
-
 impl CallError {
     /// By Telegram's own words; each begins with what its status says.
     fn said(said: &str) -> Self {
@@ -106,15 +91,6 @@ impl CallError {
             Self::NoAnswer(quoted)
         }
     }
-}
-
-/// The cause of all: the outer ones name the URL, and that holds the token.
-fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
-    let Some(mut cause) = error.source() else { return "the connection failed".into() };
-    while let Some(deeper) = cause.source() {
-        cause = deeper;
-    }
-    cause.to_string()
 }
 
 impl From<CallError> for SendError {
@@ -150,18 +126,39 @@ impl From<CallError> for ReceiveError {
     }
 }
 
-/// A call of teloxide's, whose answer is read as `T`.
-#[derive(Serialize)]
-#[serde(transparent)]
-struct Asked<P, T> {
-    call: P,
-    #[serde(skip)]
-    answer: PhantomData<fn() -> T>,
+/// What the Bot API says to a call.
+#[derive(Deserialize)]
+struct Answer<T> {
+    ok: bool,
+    result: Option<T>,
+    #[serde(default)]
+    description: String,
+    #[serde(default)]
+    parameters: Parameters,
 }
 
-impl<P: Payload, T> Payload for Asked<P, T> {
-    type Output = T;
-    const NAME: &'static str = P::NAME;
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Parameters {
+    migrate_to_chat_id: Option<i64>,
+    /// In seconds.
+    retry_after: Option<u64>,
+}
+
+impl<T> Answer<T> {
+    fn meaning(self) -> Result<T, CallError> {
+        match self {
+            Self { ok: true, result: Some(result), .. } => Ok(result),
+            Self { ok: true, result: None, .. } => Err(CallError::NoAnswer("an answer without a result".into())),
+            Self { parameters: Parameters { retry_after: Some(seconds), .. }, .. } => {
+                Err(CallError::TooMany(Duration::from_secs(seconds)))
+            }
+            Self { parameters: Parameters { migrate_to_chat_id: Some(to), .. }, .. } => {
+                Err(CallError::Migrated(ChatId(to)))
+            }
+            Self { description, .. } => Err(CallError::said(&description)),
+        }
+    }
 }
 
 /// Where a message goes, in Telegram's numbers.
@@ -210,7 +207,9 @@ impl Markup {
 
 pub(super) struct Client {
     account: ChannelAccount,
-    teloxide: teloxide::Bot,
+    http: reqwest::Client,
+    /// It ends with the token.
+    api: String,
     timing: Timing,
     /// Asked once: it does not change while the process lives.
     me: OnceCell<parse::Bot>,
@@ -237,83 +236,108 @@ impl Client {
             return Err(SettingsError::Token);
         }
         let root = settings.api_root.trim_end_matches('/');
-        let uri: http::Uri = root.parse().map_err(|_| SettingsError::ApiRoot)?;
-        if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.query().is_some() {
+        let url = Url::parse(root).map_err(|_| SettingsError::ApiRoot)?;
+        if !matches!(url.scheme(), "http" | "https") || url.query().is_some() {
             return Err(SettingsError::ApiRoot);
         }
-        let mut http = teloxide::net::default_reqwest_settings()
-            .connect_timeout(CONNECT)
-            .timeout(timing.poll + timing.call * 2)
+        let http = http_client::builder(&url, USER_AGENT, CONNECT)
             .pool_idle_timeout(IDLE)
-            .tcp_keepalive(IDLE)
-            .http1_only();
-        if is_loopback(uri.host().unwrap_or_default()) {
-            http = http.no_proxy();
-        }
-        let http = http.build().map_err(|error| SettingsError::Client(innermost(&error)))?;
-        let root = root.parse().map_err(|_| SettingsError::ApiRoot)?;
-        let teloxide = teloxide::Bot::with_client(token, http).set_api_url(root);
-        Ok(Self { account, teloxide, timing, me: OnceCell::new() })
+            .http1_only()
+            .build()
+            .map_err(|error| SettingsError::Client(causes(error)))?;
+        Ok(Self { account, http, api: format!("{root}/bot{token}"), timing, me: OnceCell::new() })
     }
 
-    async fn call<P, T>(&self, call: P, within: Duration) -> Result<T, CallError>
+    /// Asks, unless `tenure` is over by the time the request leaves.
+    async fn call<P, T>(&self, tenure: Option<&Tenure>, call: &P, within: Duration) -> Result<T, CallError>
     where
-        P: Payload + Serialize + Send + 'static,
-        T: DeserializeOwned + Send + 'static,
+        P: Payload + Serialize,
+        T: DeserializeOwned,
     {
-        let request = JsonRequest::new(self.teloxide.clone(), Asked { call, answer: PhantomData });
-        match timeout(within, request.send()).await {
-            Ok(answer) => Ok(answer?),
+        let body = serde_json::to_vec(call).map_err(|error| CallError::Refused(error.to_string()))?;
+        let request = self
+            .http
+            .post(format!("{}/{}", self.api, P::NAME))
+            .header(CONTENT_TYPE, "application/json")
+            .body(guard::body(tenure, body));
+        let answer = async {
+            let mut response = request.send().await.map_err(unanswered)?;
+            let mut all = Vec::new();
+            while let Some(bytes) = response.chunk().await.map_err(unanswered)? {
+                all.extend_from_slice(&bytes);
+                if all.len() > ANSWER_BYTES {
+                    return Err(CallError::NoAnswer(format!("one of more than {ANSWER_BYTES} bytes")));
+                }
+            }
+            Ok(all)
+        };
+        match timeout(within, answer).await {
+            // What came instead may quote people.
+            Ok(answer) => serde_json::from_slice::<Answer<T>>(&answer?)
+                .map_err(|_| CallError::NoAnswer("what came is not of the Bot API".into()))?
+                .meaning(),
             Err(_) => Err(CallError::NoAnswer(format!("none within {within:?}"))),
         }
     }
 
     /// Who the bot is.
-    pub(super) async fn me(&self) -> Result<&parse::Bot, CallError> {
+    pub(super) async fn me(&self, tenure: Option<&Tenure>) -> Result<&parse::Bot, CallError> {
         #[derive(Deserialize)]
         struct Me {
             id: i64,
             username: String,
         }
         let ask = || async {
-            let me: Me = self.call(GetMe::new(), self.timing.call).await?;
+            let me: Me = self.call(tenure, &GetMe::new(), self.timing.call).await?;
             Ok(parse::Bot { account: self.account.clone(), id: me.id, username: me.username })
         };
         self.me.get_or_try_init(ask).await
     }
 
     /// What waits for the bot is kept.
-    pub(super) async fn delete_webhook(&self) -> Result<(), CallError> {
+    pub(super) async fn delete_webhook(&self, tenure: &Tenure) -> Result<(), CallError> {
         let call = DeleteWebhook { drop_pending_updates: Some(false) };
-        self.call::<_, IgnoredAny>(call, self.timing.call).await.map(drop)
+        self.call::<_, IgnoredAny>(Some(tenure), &call, self.timing.call).await.map(drop)
     }
 
-    pub(super) async fn set_webhook(&self, call: &SetWebhook) -> Result<(), CallError> {
+    pub(super) async fn set_webhook(&self, tenure: &Tenure, call: &SetWebhook) -> Result<(), CallError> {
         let call = SetWebhook { allowed_updates: Some(allowed()), drop_pending_updates: Some(false), ..call.clone() };
-        self.call::<_, IgnoredAny>(call, self.timing.call).await.map(drop)
+        self.call::<_, IgnoredAny>(Some(tenure), &call, self.timing.call).await.map(drop)
     }
 
     /// Waits for updates from `offset` on, and confirms all before it.
-    pub(super) async fn get_updates(&self, offset: Option<i32>) -> Result<Vec<Value>, CallError> {
+    pub(super) async fn get_updates(&self, tenure: &Tenure, offset: Option<i32>) -> Result<Vec<Value>, CallError> {
         let call = GetUpdates {
             offset,
             limit: None,
             timeout: Some(u32::try_from(self.timing.poll.as_secs()).unwrap_or(0)),
             allowed_updates: Some(allowed()),
         };
-        self.call(call, self.timing.poll + self.timing.call).await
+        self.call(Some(tenure), &call, self.timing.poll + self.timing.call).await
     }
 
-    pub(super) async fn send(&self, to: &Target, text: &str, markup: Markup) -> Result<MessageId, CallError> {
+    pub(super) async fn send(
+        &self,
+        tenure: &Tenure,
+        to: &Target,
+        text: &str,
+        markup: Markup,
+    ) -> Result<MessageId, CallError> {
+        #[derive(Deserialize)]
+        struct Sent {
+            message_id: i32,
+        }
         let mut call = SendMessage::new(to.chat, text);
         call.parse_mode = markup.mode();
         call.message_thread_id = to.thread;
         call.reply_parameters = to.answered.map(|message| ReplyParameters::new(message).allow_sending_without_reply());
-        self.call(call, self.timing.call).await
+        let sent: Sent = self.call(Some(tenure), &call, self.timing.call).await?;
+        Ok(MessageId(sent.message_id))
     }
 
     pub(super) async fn edit(
         &self,
+        tenure: &Tenure,
         chat: ChatId,
         message: MessageId,
         text: &str,
@@ -321,13 +345,13 @@ impl Client {
     ) -> Result<(), CallError> {
         let mut call = EditMessageText::new(chat, message, text);
         call.parse_mode = markup.mode();
-        self.call::<_, IgnoredAny>(call, self.timing.call).await.map(drop)
+        self.call::<_, IgnoredAny>(Some(tenure), &call, self.timing.call).await.map(drop)
     }
 
-    pub(super) async fn typing(&self, to: &Target) -> Result<(), CallError> {
+    pub(super) async fn typing(&self, tenure: &Tenure, to: &Target) -> Result<(), CallError> {
         let mut call = SendChatAction::new(Recipient::Id(to.chat), ChatAction::Typing);
         call.message_thread_id = to.thread;
-        self.call::<_, IgnoredAny>(call, self.timing.call).await.map(drop)
+        self.call::<_, IgnoredAny>(Some(tenure), &call, self.timing.call).await.map(drop)
     }
 }
 
@@ -336,9 +360,12 @@ fn allowed() -> Vec<AllowedUpdate> {
     vec![AllowedUpdate::Message]
 }
 
-fn is_loopback(host: &str) -> bool {
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+fn unanswered(error: reqwest::Error) -> CallError {
+    if error.is_connect() || error.is_builder() || guard::held_back(&error) {
+        CallError::NoConnection(causes(error))
+    } else {
+        CallError::NoAnswer(causes(error))
+    }
 }
 
 #[cfg(test)]

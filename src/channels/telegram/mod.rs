@@ -125,7 +125,7 @@ impl Telegram {
     pub async fn webhook(&self, secret: Option<&[u8]>, body: &[u8]) -> Result<Vec<InboundMessage>, WebhookError> {
         let webhook = self.webhook.as_ref().ok_or(WebhookError::Unauthorized)?;
         let verified = webhook.secret.verify(secret)?;
-        let bot = self.client.me().await.map_err(|error| WebhookError::Unavailable(error.to_string()))?;
+        let bot = self.client.me(None).await.map_err(|error| WebhookError::Unavailable(error.to_string()))?;
         webhook::parse(&verified, bot, body)
     }
 
@@ -133,7 +133,7 @@ impl Telegram {
     async fn until_failure(&self, tenure: &Tenure, inbox: &dyn Inbox, reporter: &dyn Reporter) -> ReceiveError {
         let ended = match &self.webhook {
             None => poll::poll(&self.client, &self.timing, tenure, inbox, reporter).await,
-            Some(webhook) => match self.client.set_webhook(&webhook.registration).await {
+            Some(webhook) => match self.client.set_webhook(tenure, &webhook.registration).await {
                 Ok(()) => {
                     reporter.connected();
                     std::future::pending().await
@@ -147,13 +147,19 @@ impl Telegram {
         }
     }
 
-    async fn send_piece(&self, to: &ReplyAddress, piece: &Piece, key: &SendKey) -> Result<Sent, SendError> {
+    async fn send_piece(
+        &self,
+        tenure: &Tenure,
+        to: &ReplyAddress,
+        piece: &Piece,
+        key: &SendKey,
+    ) -> Result<Sent, SendError> {
         let mut to = Target::of(to)?;
         // The pieces after the first one follow it.
         to.answered = to.answered.filter(|_| key.piece == 0);
         let (mut text, mut markup, mut moved) = (&piece.body, Markup::Html, false);
         loop {
-            match self.client.send(&to, text, markup).await {
+            match self.client.send(tenure, &to, text, markup).await {
                 Ok(message) => return Ok(Sent { message_id: message.to_string() }),
                 Err(CallError::Markup(said)) if markup == Markup::Html => {
                     warn!(account = %self.account, said, "Telegram refuses our markup");
@@ -169,11 +175,17 @@ impl Telegram {
         }
     }
 
-    async fn edit_piece(&self, to: &ReplyAddress, message_id: &str, piece: &Piece) -> Result<(), SendError> {
+    async fn edit_piece(
+        &self,
+        tenure: &Tenure,
+        to: &ReplyAddress,
+        message_id: &str,
+        piece: &Piece,
+    ) -> Result<(), SendError> {
         let chat = Target::of(to)?.chat;
         let message = teloxide::types::MessageId(client::number(message_id)?);
-        let edited = match self.client.edit(chat, message, &piece.body, Markup::Html).await {
-            Err(CallError::Markup(_)) => self.client.edit(chat, message, &piece.plain, Markup::Plain).await,
+        let edited = match self.client.edit(tenure, chat, message, &piece.body, Markup::Html).await {
+            Err(CallError::Markup(_)) => self.client.edit(tenure, chat, message, &piece.plain, Markup::Plain).await,
             edited => edited,
         };
         match edited {
@@ -218,20 +230,22 @@ impl Channel for Telegram {
 
     fn send<'a>(
         &'a self,
+        tenure: &'a Tenure,
         to: &'a ReplyAddress,
         piece: &'a Piece,
         key: &'a SendKey,
     ) -> BoxFuture<'a, Result<Sent, SendError>> {
-        Box::pin(self.send_piece(to, piece, key))
+        Box::pin(self.send_piece(tenure, to, piece, key))
     }
 
     fn edit<'a>(
         &'a self,
+        tenure: &'a Tenure,
         to: &'a ReplyAddress,
         message_id: &'a str,
         piece: &'a Piece,
     ) -> BoxFuture<'a, Result<(), SendError>> {
-        Box::pin(self.edit_piece(to, message_id, piece))
+        Box::pin(self.edit_piece(tenure, to, message_id, piece))
     }
 
     fn preview_every(&self, to: &ReplyAddress) -> Duration {
@@ -239,10 +253,10 @@ impl Channel for Telegram {
         if to.chat.starts_with('-') { GROUP_PREVIEWS } else { PREVIEWS }
     }
 
-    fn typing<'a>(&'a self, to: &'a ReplyAddress) -> BoxFuture<'a, ()> {
+    fn typing<'a>(&'a self, tenure: &'a Tenure, to: &'a ReplyAddress) -> BoxFuture<'a, ()> {
         Box::pin(async move {
             let Ok(to) = Target::of(to) else { return };
-            if let Err(error) = self.client.typing(&to).await {
+            if let Err(error) = self.client.typing(tenure, &to).await {
                 debug!(account = %self.account, %error, "typing is not shown");
             }
         })

@@ -45,8 +45,8 @@ pub(super) async fn poll(
     inbox: &dyn Inbox,
     reporter: &dyn Reporter,
 ) -> Result<Infallible, ReceiveError> {
-    let bot = client.me().await?;
-    client.delete_webhook().await?;
+    let bot = client.me(Some(tenure)).await?;
+    client.delete_webhook(tenure).await?;
     reporter.connected();
     let stored = until_stored(timing, || inbox.cursor()).await?;
     let mut offset = stored.and_then(|text| Cursor::read(&text)).map(|cursor| cursor.offset);
@@ -56,7 +56,7 @@ pub(super) async fn poll(
         if tenure.is_over() {
             return Err(ReceiveError::Ended);
         }
-        let updates = match client.get_updates(offset).await {
+        let updates = match client.get_updates(tenure, offset).await {
             Ok(updates) => updates,
             Err(CallError::Conflict(said)) => {
                 info!(account = %bot.account, said, "another request for the bot's updates ended ours");
@@ -65,7 +65,7 @@ pub(super) async fn poll(
                 }
                 sleep(timing.after_conflict).await;
                 // It may have been a webhook.
-                client.delete_webhook().await?;
+                client.delete_webhook(tenure).await?;
                 continue;
             }
             Err(error) => return Err(error.into()),

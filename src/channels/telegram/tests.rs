@@ -321,7 +321,7 @@ async fn another_program_with_the_same_token_is_told_from_an_owner_before_us() {
     let (server, channel, store, owner) = polling().await;
     let other = Client::new(channel.account.clone(), &settings(&server), Timing::default()).unwrap();
     // One poll of somebody else ends ours, and our next one ends it.
-    let ended = other.get_updates(None).await;
+    let ended = other.get_updates(&Tenure::endless(1), None).await;
     assert!(matches!(ended, Err(CallError::Conflict(_))), "{ended:?}");
     let update = say(&server, "hello");
     server.wait_for_confirmation(BOT, update, WITHIN).await.unwrap();
@@ -329,7 +329,7 @@ async fn another_program_with_the_same_token_is_told_from_an_owner_before_us() {
 
     let stubborn = tokio::spawn(async move {
         loop {
-            drop(other.get_updates(None).await);
+            drop(other.get_updates(&Tenure::endless(1), None).await);
         }
     });
     let failure = owner.ended().await;
@@ -452,7 +452,7 @@ fn address(channel: &Telegram, chat: ChatId, thread: Option<i32>, message: Optio
 
 async fn send(channel: &Telegram, to: &ReplyAddress, text: &str) -> Result<Sent, SendError> {
     let pieces = channel.render(text);
-    channel.send(to, &pieces[0], &SendKey { intent_id: 1, piece: 0 }).await
+    channel.send(&Tenure::endless(1), to, &pieces[0], &SendKey { intent_id: 1, piece: 0 }).await
 }
 
 fn texts(server: &Handle, chat: ChatId) -> Vec<String> {
@@ -470,7 +470,7 @@ async fn a_reply_answers_its_message_with_markup() {
     assert_eq!(message.reply_to.map(|id| id.to_string()), to.message);
 
     let follows = SendKey { intent_id: 1, piece: 1 };
-    channel.send(&to, &channel.render("more")[0], &follows).await.unwrap();
+    channel.send(&Tenure::endless(1), &to, &channel.render("more")[0], &follows).await.unwrap();
     assert_eq!(server.messages(BOT, ANN.chat())[1].reply_to, None, "only the first piece quotes");
     let gone = ReplyAddress { message: Some("999".into()), ..to };
     send(&channel, &gone, "still there").await.unwrap();
@@ -488,7 +488,7 @@ async fn a_reply_stays_in_its_topic() {
     store.wait_for(|stored| stored.texts.contains(&"what now?".to_owned())).await;
     let to = address(&channel, GROUP, Some(3), Some(said.message.0));
     send(&channel, &to, "this").await.unwrap();
-    channel.typing(&to).await;
+    channel.typing(&Tenure::endless(1), &to).await;
     let messages = server.messages(BOT, GROUP);
     assert_eq!((messages[0].thread, messages[0].reply_to), (Some(ThreadId(3)), Some(said.message)));
     let typed = |request: &Recorded| request.method == Some(Method::SendChatAction) && request.ended.is_some();
@@ -501,10 +501,10 @@ async fn a_reply_stays_in_its_topic() {
 async fn refused_markup_is_sent_without() {
     let (server, channel, to) = met().await;
     let broken = Piece { body: "<b>never closed".into(), plain: "never closed".into() };
-    let sent = channel.send(&to, &broken, &SendKey { intent_id: 1, piece: 0 }).await.unwrap();
+    let sent = channel.send(&Tenure::endless(1), &to, &broken, &SendKey { intent_id: 1, piece: 0 }).await.unwrap();
     assert_eq!(texts(&server, ANN.chat()), ["never closed"]);
     let other = Piece { body: "<i>and again".into(), plain: "and again".into() };
-    channel.edit(&to, &sent.message_id, &other).await.unwrap();
+    channel.edit(&Tenure::endless(1), &to, &sent.message_id, &other).await.unwrap();
     assert_eq!(texts(&server, ANN.chat()), ["and again"]);
 }
 
@@ -514,11 +514,11 @@ async fn an_edit_that_changes_nothing_has_worked() {
     let sent = send(&channel, &to, "one").await.unwrap();
     let two = &channel.render("*two*")[0];
     for _ in 0..2 {
-        channel.edit(&to, &sent.message_id, two).await.unwrap();
+        channel.edit(&Tenure::endless(1), &to, &sent.message_id, two).await.unwrap();
     }
     assert_eq!(texts(&server, ANN.chat()), ["two"]);
     for wrong in ["999", "x"] {
-        let refused = channel.edit(&to, wrong, two).await;
+        let refused = channel.edit(&Tenure::endless(1), &to, wrong, two).await;
         assert!(matches!(refused, Err(SendError::Refused(_))), "{refused:?}");
     }
 }
@@ -556,7 +556,7 @@ async fn a_group_that_moved_is_followed() {
 #[tokio::test]
 async fn a_send_that_was_asked_for_and_not_answered_is_unknown() {
     let (server, channel, to) = met().await;
-    channel.client.me().await.unwrap();
+    channel.client.me(None).await.unwrap();
     server.inject(Rule::once(Fault::ActThenClose).method(Method::SendMessage));
     let unknown = send(&channel, &to, "sent").await;
     assert!(matches!(unknown, Err(SendError::Unknown(_))), "{unknown:?}");
@@ -590,7 +590,7 @@ async fn a_long_reply_arrives_whole_and_in_pieces() {
     assert!(reply.len() > 10_000);
     let pieces = channel.render(&reply);
     for (number, piece) in (0..).zip(&pieces) {
-        channel.send(&to, piece, &SendKey { intent_id: 1, piece: number }).await.unwrap();
+        channel.send(&Tenure::endless(1), &to, piece, &SendKey { intent_id: 1, piece: number }).await.unwrap();
     }
     let messages = server.messages(BOT, ANN.chat());
     assert!((3..=4).contains(&messages.len()), "{}", messages.len());
@@ -613,7 +613,12 @@ fn every_text_is_rendered_to_what_telegram_takes() {
     let mut runner = proptest::test_runner::TestRunner::new(config);
     let outcome = runner.run(&render::tests::markdown(), |text| {
         for piece in channel.render(&text) {
-            let sent = runtime.block_on(channel.client.send(&Target::of(&to).unwrap(), &piece.body, Markup::Html));
+            let sent = runtime.block_on(channel.client.send(
+                &Tenure::endless(1),
+                &Target::of(&to).unwrap(),
+                &piece.body,
+                Markup::Html,
+            ));
             let sent =
                 sent.map_err(|error| proptest::test_runner::TestCaseError::fail(format!("{error}: {piece:?}")))?;
             let shown = server.messages(BOT, ANN.chat()).pop().unwrap();

@@ -149,6 +149,7 @@ impl Channel for Platform {
 
     fn send<'a>(
         &'a self,
+        _: &'a Tenure,
         to: &'a ReplyAddress,
         piece: &'a Piece,
         key: &'a SendKey,
@@ -173,6 +174,7 @@ impl Channel for Platform {
 
     fn edit<'a>(
         &'a self,
+        _: &'a Tenure,
         _: &'a ReplyAddress,
         message_id: &'a str,
         piece: &'a Piece,
@@ -198,7 +200,7 @@ impl Channel for Platform {
         Duration::from_millis(10)
     }
 
-    fn typing<'a>(&'a self, _: &'a ReplyAddress) -> BoxFuture<'a, ()> {
+    fn typing<'a>(&'a self, _: &'a Tenure, _: &'a ReplyAddress) -> BoxFuture<'a, ()> {
         Box::pin(std::future::ready(()))
     }
 }
