@@ -7,7 +7,8 @@ use openclaw_proto::ids::AgentId;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::written::{Placed, SenderList, Streaming, senders, streaming};
+use super::senders::{Platform, Senders};
+use super::written::{Placed, Streaming, streaming};
 use super::{Account, Channels, DEFAULT_MAX_AGE, DmPolicy, GroupPolicy, UnknownPolicy, account, main_agent};
 use crate::values::{Secret, millis, millis_option};
 
@@ -29,15 +30,11 @@ pub struct Discord {
     /// Who may write in private. Default `pairing`; `open` needs `"*"` in `allowFrom`.
     pub dm_policy: DmPolicy,
     /// Who may write: numeric ids of people, or `"*"` for everybody. Default nobody.
-    #[serde(deserialize_with = "discord_senders")]
-    #[schemars(with = "SenderList")]
-    pub allow_from: Vec<String>,
+    pub allow_from: Senders<Discord>,
     /// Who may write in the channels of servers. Default `allowlist`.
     pub group_policy: GroupPolicy,
     /// Who may write in the channels of servers, as in `allowFrom`. Default: those in `allowFrom`.
-    #[serde(deserialize_with = "discord_senders")]
-    #[schemars(with = "SenderList")]
-    pub group_allow_from: Vec<String>,
+    pub group_allow_from: Senders<Discord>,
     /// In the channels of servers, answer only messages that name the bot or reply to it. Default true.
     pub require_mention: bool,
     /// Whether a reply is shown while it is written, by editing the message. This release sends replies once they are complete,
@@ -65,9 +62,9 @@ impl Default for Discord {
             api_root: "https://discord.com".into(),
             gateway_url: None,
             dm_policy: DmPolicy::default(),
-            allow_from: Vec::new(),
+            allow_from: Senders::default(),
             group_policy: GroupPolicy::default(),
-            group_allow_from: Vec::new(),
+            group_allow_from: Senders::default(),
             require_mention: true,
             streaming: Self::STREAMING,
             unknown: UnknownPolicy::default(),
@@ -79,11 +76,12 @@ impl Default for Discord {
 }
 
 /// One of several Discord bots. What it does not say is taken from `channels.discord`; its token never is.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct DiscordEntry {
     /// Whether this bot runs. Default true.
-    pub enabled: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub enabled: Option<bool>,
     /// Its token, without `Bot `.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token: Option<Secret>,
@@ -97,16 +95,14 @@ pub struct DiscordEntry {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dm_policy: Option<DmPolicy>,
     /// Who may write: numeric ids of people, or `"*"` for everybody.
-    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "own_discord_senders")]
-    #[schemars(with = "Option<SenderList>")]
-    pub allow_from: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow_from: Option<Senders<Discord>>,
     /// Who may write in the channels of servers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub group_policy: Option<GroupPolicy>,
     /// Who may write in the channels of servers, as in `allowFrom`; an empty list: those in `allowFrom`.
-    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "own_discord_senders")]
-    #[schemars(with = "Option<SenderList>")]
-    pub group_allow_from: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group_allow_from: Option<Senders<Discord>>,
     /// In the channels of servers, answer only messages that name the bot or reply to it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub require_mention: Option<bool>,
@@ -124,26 +120,6 @@ pub struct DiscordEntry {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub agent_id: Option<AgentId>,
-}
-
-impl Default for DiscordEntry {
-    fn default() -> Self {
-        Self {
-            enabled: true,
-            token: None,
-            api_root: None,
-            gateway_url: None,
-            dm_policy: None,
-            allow_from: None,
-            group_policy: None,
-            group_allow_from: None,
-            require_mention: None,
-            streaming: None,
-            unknown: None,
-            max_age: None,
-            agent_id: None,
-        }
-    }
 }
 
 /// One Discord bot, with the channel's settings where it has none of its own.
@@ -169,8 +145,9 @@ impl Discord {
         let own = DiscordEntry { token: self.token.clone(), ..DiscordEntry::default() };
         let own = Placed::of_channel("discord", self.enabled, own.token.is_some(), self.over(None, &own));
         let accounts = self.accounts.iter();
-        let accounts = accounts
-            .map(|(id, entry)| own.entry(id, entry, entry.enabled, entry.token.is_some(), self.over(Some(id), entry)));
+        let accounts = accounts.map(|(id, entry)| {
+            own.entry(id, entry, entry.enabled.unwrap_or(true), entry.token.is_some(), self.over(Some(id), entry))
+        });
         let mut placed: Vec<_> = accounts.collect();
         placed.insert(0, own);
         placed
@@ -188,14 +165,8 @@ impl Discord {
     }
 }
 
-const PREFIXES: &[&str] = &["discord:"];
-
-fn discord_senders<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    senders(deserializer, PREFIXES)
-}
-
-fn own_discord_senders<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
-    senders(deserializer, PREFIXES).map(Some)
+impl Platform for Discord {
+    const PREFIXES: &[&str] = &["discord:"];
 }
 
 fn streaming_or_default<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Streaming, D::Error> {

@@ -5,6 +5,7 @@
 //! gateway sees those alone, and nothing here calls a platform.
 
 mod discord;
+mod senders;
 mod telegram;
 mod written;
 
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::Agents;
 
 pub use discord::{Discord, DiscordAccount, DiscordEntry};
+pub use senders::{Platform, Senders};
 pub use telegram::{Telegram, TelegramAccount, TelegramEntry, TelegramMode};
 pub(crate) use written::Placed;
 pub use written::Streaming;
@@ -119,9 +121,9 @@ macro_rules! account {
     ($own:expr, $channel:expr) => {
         $crate::channels::Account {
             dm_policy: $own.dm_policy.unwrap_or($channel.dm_policy),
-            allow_from: $own.allow_from.as_ref().unwrap_or(&$channel.allow_from).clone(),
+            allow_from: $own.allow_from.as_ref().unwrap_or(&$channel.allow_from).ids().to_vec(),
             group_policy: $own.group_policy.unwrap_or($channel.group_policy),
-            group_allow_from: $own.group_allow_from.as_ref().unwrap_or(&$channel.group_allow_from).clone(),
+            group_allow_from: $own.group_allow_from.as_ref().unwrap_or(&$channel.group_allow_from).ids().to_vec(),
             require_mention: $own.require_mention.unwrap_or($channel.require_mention),
             unknown: $own.unknown.unwrap_or($channel.unknown),
             max_age: $own.max_age.unwrap_or($channel.max_age),

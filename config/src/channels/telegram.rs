@@ -7,7 +7,8 @@ use openclaw_proto::ids::AgentId;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::written::{Placed, SenderList, Streaming, senders, streaming};
+use super::senders::{Platform, Senders};
+use super::written::{Placed, Streaming, streaming};
 use super::{Account, Channels, DEFAULT_MAX_AGE, DmPolicy, GroupPolicy, UnknownPolicy, account, main_agent};
 use crate::values::{Secret, millis, millis_option};
 
@@ -37,15 +38,11 @@ pub struct Telegram {
     /// Who may write in private. Default `pairing`; `open` needs `"*"` in `allowFrom`.
     pub dm_policy: DmPolicy,
     /// Who may write: numeric ids of people, or `"*"` for everybody. Default nobody.
-    #[serde(deserialize_with = "telegram_senders")]
-    #[schemars(with = "SenderList")]
-    pub allow_from: Vec<String>,
+    pub allow_from: Senders<Telegram>,
     /// Who may write in groups. Default `allowlist`.
     pub group_policy: GroupPolicy,
     /// Who may write in groups, as in `allowFrom`. Default: those in `allowFrom`.
-    #[serde(deserialize_with = "telegram_senders")]
-    #[schemars(with = "SenderList")]
-    pub group_allow_from: Vec<String>,
+    pub group_allow_from: Senders<Telegram>,
     /// In groups, answer only messages that name the bot or reply to it. Default true.
     pub require_mention: bool,
     /// Whether a reply is shown while it is written, by editing the message. This release sends replies once they are complete,
@@ -75,9 +72,9 @@ impl Default for Telegram {
             webhook_url: None,
             webhook_secret: None,
             dm_policy: DmPolicy::default(),
-            allow_from: Vec::new(),
+            allow_from: Senders::default(),
             group_policy: GroupPolicy::default(),
-            group_allow_from: Vec::new(),
+            group_allow_from: Senders::default(),
             require_mention: true,
             streaming: Self::STREAMING,
             unknown: UnknownPolicy::default(),
@@ -89,11 +86,12 @@ impl Default for Telegram {
 }
 
 /// One of several Telegram bots. What it does not say is taken from `channels.telegram`; its token never is.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct TelegramEntry {
     /// Whether this bot runs. Default true.
-    pub enabled: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub enabled: Option<bool>,
     /// Its token, as @BotFather gives it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bot_token: Option<Secret>,
@@ -113,16 +111,14 @@ pub struct TelegramEntry {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dm_policy: Option<DmPolicy>,
     /// Who may write: numeric ids of people, or `"*"` for everybody.
-    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "own_telegram_senders")]
-    #[schemars(with = "Option<SenderList>")]
-    pub allow_from: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow_from: Option<Senders<Telegram>>,
     /// Who may write in groups.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub group_policy: Option<GroupPolicy>,
     /// Who may write in groups, as in `allowFrom`; an empty list: those in `allowFrom`.
-    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "own_telegram_senders")]
-    #[schemars(with = "Option<SenderList>")]
-    pub group_allow_from: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group_allow_from: Option<Senders<Telegram>>,
     /// In groups, answer only messages that name the bot or reply to it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub require_mention: Option<bool>,
@@ -140,28 +136,6 @@ pub struct TelegramEntry {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub agent_id: Option<AgentId>,
-}
-
-impl Default for TelegramEntry {
-    fn default() -> Self {
-        Self {
-            enabled: true,
-            bot_token: None,
-            api_root: None,
-            mode: None,
-            webhook_url: None,
-            webhook_secret: None,
-            dm_policy: None,
-            allow_from: None,
-            group_policy: None,
-            group_allow_from: None,
-            require_mention: None,
-            streaming: None,
-            unknown: None,
-            max_age: None,
-            agent_id: None,
-        }
-    }
 }
 
 /// How messages come from Telegram.
@@ -203,7 +177,7 @@ impl Telegram {
         let own = Placed::of_channel("telegram", self.enabled, own.bot_token.is_some(), self.over(None, &own));
         let accounts = self.accounts.iter();
         let accounts = accounts.map(|(id, entry)| {
-            own.entry(id, entry, entry.enabled, entry.bot_token.is_some(), self.over(Some(id), entry))
+            own.entry(id, entry, entry.enabled.unwrap_or(true), entry.bot_token.is_some(), self.over(Some(id), entry))
         });
         let mut placed: Vec<_> = accounts.collect();
         placed.insert(0, own);
@@ -226,14 +200,8 @@ impl Telegram {
     }
 }
 
-const PREFIXES: &[&str] = &["telegram:", "tg:"];
-
-fn telegram_senders<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    senders(deserializer, PREFIXES)
-}
-
-fn own_telegram_senders<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
-    senders(deserializer, PREFIXES).map(Some)
+impl Platform for Telegram {
+    const PREFIXES: &[&str] = &["telegram:", "tg:"];
 }
 
 fn streaming_or_default<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Streaming, D::Error> {

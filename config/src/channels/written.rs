@@ -1,11 +1,11 @@
-//! How settings of channels are written: who may write, previews, and where an account's settings stand.
+//! How settings of channels are written: previews, and where an account's settings stand.
 
 use std::borrow::Cow;
 use std::fmt;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -166,90 +166,4 @@ pub(super) fn streaming<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Op
     }
 
     deserializer.deserialize_any(Any)
-}
-
-/// Reads a list of ids of people, each in digits or as a number, or `*`. `prefixes` before an id are dropped, as upstream does.
-pub(super) fn senders<'de, D: Deserializer<'de>>(
-    deserializer: D,
-    prefixes: &'static [&'static str],
-) -> Result<Vec<String>, D::Error> {
-    struct List(&'static [&'static str]);
-
-    impl<'de> Visitor<'de> for List {
-        type Value = Vec<String>;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a list of numeric ids")
-        }
-
-        fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
-            let mut senders = Vec::new();
-            while let Some(sender) = items.next_element_seed(Sender(self.0))? {
-                senders.push(sender);
-            }
-            Ok(senders)
-        }
-    }
-
-    deserializer.deserialize_any(List(prefixes))
-}
-
-struct Sender(&'static [&'static str]);
-
-impl<'de> DeserializeSeed<'de> for Sender {
-    type Value = String;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<String, D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl Visitor<'_> for Sender {
-    type Value = String;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a numeric id or \"*\"")
-    }
-
-    fn visit_u64<E: de::Error>(self, id: u64) -> Result<String, E> {
-        Ok(id.to_string())
-    }
-
-    fn visit_i64<E: de::Error>(self, id: i64) -> Result<String, E> {
-        self.visit_str(&id.to_string())
-    }
-
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<String, E> {
-        let trimmed = text.trim();
-        let lower = trimmed.to_ascii_lowercase();
-        let bare = self.0.iter().find_map(|prefix| lower.strip_prefix(prefix)).unwrap_or(&lower).trim();
-        let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-        if bare == "*" {
-            return Ok(bare.to_owned());
-        }
-        if bare.strip_prefix('-').is_some_and(digits) {
-            return Err(E::custom(format_args!("{text:?} is the id of a group; only ids of people can be listed")));
-        }
-        match bare.parse::<u64>() {
-            // As the platform writes it, without zeros before it: ids are compared as texts.
-            Ok(id) if digits(bare) => Ok(id.to_string()),
-            Ok(_) | Err(_) => Err(E::custom(format_args!(
-                "{text:?} is not a numeric id or \"*\"; only numeric ids can be listed, names can change hands"
-            ))),
-        }
-    }
-}
-
-/// The schema of a list of senders.
-#[derive(JsonSchema)]
-#[schemars(transparent)]
-#[expect(dead_code, reason = "only its schema is used")]
-pub(super) struct SenderList(Vec<SenderSchema>);
-
-#[derive(JsonSchema)]
-#[schemars(untagged)]
-#[expect(dead_code, reason = "only its schema is used")]
-enum SenderSchema {
-    Text(String),
-    Number(u64),
 }
