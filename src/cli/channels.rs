@@ -61,11 +61,7 @@ pub(super) async fn run(arguments: Channels, json: bool) -> Result<Exit, Failure
     match arguments.command {
         Command::Status { connection } => {
             let list: ChannelList = Client::new(&connection)?.get(&CHANNELS, &[]).await?;
-            if json {
-                output::print_json(&list)?;
-            } else {
-                output::print(&render(&list))?;
-            }
+            output::answer(json, &list, || render(&list))?;
             let owned = list.channels.iter().all(|channel| channel.owner.is_some());
             Ok(if owned { Exit::Ok } else { Exit::Failed })
         }
@@ -73,16 +69,7 @@ pub(super) async fn run(arguments: Channels, json: bool) -> Result<Exit, Failure
             let path = [api, v1, channels, &account, "move"];
             let body = MoveRequest { to: to.to_string() };
             let status: ChannelStatus = Client::new(&connection)?.post(&path, key.as_str(), &body).await?;
-            if json {
-                output::print_json(&status)?;
-            } else {
-                let text = match (&status.owner, &status.moving_to) {
-                    (_, Some(to)) => format!("{} goes to {to} as soon as its owner has let go\n", status.account),
-                    (Some(owner), None) => format!("{owner} runs {}\n", status.account),
-                    (None, None) => format!("nobody runs {}\n", status.account),
-                };
-                output::print(&output::printable(&text))?;
-            }
+            output::answer(json, &status, || moved(&status))?;
             Ok(Exit::Ok)
         }
         Command::DeadLetters { account, resubmit, drop, connection } => {
@@ -98,11 +85,7 @@ pub(super) async fn run(arguments: Channels, json: bool) -> Result<Exit, Failure
                     client.post(&path, key.as_str(), &DeadLetterRequest { action }).await?
                 }
             };
-            if json {
-                output::print_json(&list)?;
-            } else {
-                output::print(&dead_letters(&list))?;
-            }
+            output::answer(json, &list, || dead_letters(&list))?;
             Ok(Exit::Ok)
         }
     }
@@ -144,6 +127,15 @@ fn render(list: &ChannelList) -> String {
         ]);
     }
     format!("{}seen by {}\n", table.render(), output::printable(&list.instance_id))
+}
+
+fn moved(status: &ChannelStatus) -> String {
+    let text = match (&status.owner, &status.moving_to) {
+        (_, Some(to)) => format!("{} goes to {to} as soon as its owner has let go\n", status.account),
+        (Some(owner), None) => format!("{owner} runs {}\n", status.account),
+        (None, None) => format!("nobody runs {}\n", status.account),
+    };
+    output::printable(&text).into_owned()
 }
 
 fn dead_letters(list: &DeadLetterList) -> String {

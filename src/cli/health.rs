@@ -21,12 +21,8 @@ pub(super) struct Health {
 pub(super) async fn run(arguments: Health, json: bool) -> Result<Exit, Failure> {
     let client = Client::new(&arguments.connection)?;
     let health = client.health(if arguments.live { "live" } else { "ready" }).await?;
-    if json {
-        output::print_json(&health)?;
-    } else {
-        let who = health.detail.as_ref().map_or_else(String::new, |detail| format!("{}: ", detail.instance_id));
-        output::print(&format!("{}{}\n", output::printable(&who), word(health.status)))?;
-    }
+    let who = health.detail.as_ref().map_or_else(String::new, |detail| format!("{}: ", detail.instance_id));
+    output::answer(json, &health, || format!("{}{}\n", output::printable(&who), word(health.status)))?;
     Ok(if health.ok { Exit::Ok } else { Exit::Failed })
 }
 

@@ -56,11 +56,7 @@ pub(super) async fn run(arguments: Maintenance, json: bool) -> Result<Exit, Fail
         Command::Off { connection } => set(&Client::new(&connection)?, false).await?,
         Command::Status { connection } => Client::new(&connection)?.get(&PATH, &[]).await?,
     };
-    if json {
-        output::print_json(&state)?;
-    } else {
-        output::print(&render(&state))?;
-    }
+    output::answer(json, &state, || render(&state))?;
     Ok(if state.on && !state.drained { Exit::Failed } else { Exit::Ok })
 }
 

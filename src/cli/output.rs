@@ -30,6 +30,14 @@ pub(crate) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     print(&text)
 }
 
+/// Prints what a command found: `value` for programs, with `--json`, else `text` for people.
+///
+/// # Errors
+/// As [`print`].
+pub(crate) fn answer(json: bool, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<(), Failure> {
+    if json { print_json(value) } else { print(&text()) }
+}
+
 pub(crate) fn unwritable(error: io::Error) -> Failure {
     if error.kind() == io::ErrorKind::BrokenPipe {
         Failure::silent(Exit::Ok)

@@ -56,37 +56,30 @@ pub(super) async fn run(arguments: Pairing, json: bool) -> Result<Exit, Failure>
     match arguments.command {
         Command::List { connection } => {
             let list: PairingList = Client::new(&connection)?.get(&PAIRINGS, &[]).await?;
-            show(&list, json)
+            output::answer(json, &list, || render(&list))?;
+            Ok(Exit::Ok)
         }
         Command::Approve { channel, code, connection } => {
             let body = ApproveRequest { channel, code };
             let path = [api, v1, pairings, "approve"];
             let person: Person = Client::new(&connection)?.post(&path, key.as_str(), &body).await?;
-            if json {
-                output::print_json(&person)?;
-            } else {
-                let text = format!("{} ({}) may write to {}\n", person.sender_name, person.sender_id, person.account);
-                output::print(&output::printable(&text))?;
-            }
+            let text = format!("{} ({}) may write to {}\n", person.sender_name, person.sender_id, person.account);
+            output::answer(json, &person, || output::printable(&text).into_owned())?;
             Ok(Exit::Ok)
         }
         Command::Revoke { account, sender, connection } => {
             let body = RevokeRequest { account, sender_id: sender };
             let path = [api, v1, pairings, "revoke"];
             let list: PairingList = Client::new(&connection)?.post(&path, key.as_str(), &body).await?;
-            show(&list, json)
+            output::answer(json, &list, || render(&list))?;
+            Ok(Exit::Ok)
         }
     }
 }
 
-fn show(list: &PairingList, json: bool) -> Result<Exit, Failure> {
-    if json {
-        output::print_json(list)?;
-        return Ok(Exit::Ok);
-    }
+fn render(list: &PairingList) -> String {
     if list.pairings.is_empty() {
-        output::print("nobody waits, and nobody was approved\n")?;
-        return Ok(Exit::Ok);
+        return "nobody waits, and nobody was approved\n".to_owned();
     }
     let mut table = Table::new([
         ("ACCOUNT", Align::Left),
@@ -104,6 +97,5 @@ fn show(list: &PairingList, json: bool) -> Result<Exit, Failure> {
             or_dash(person.code.as_deref()),
         ]);
     }
-    output::print(&table.render())?;
-    Ok(Exit::Ok)
+    table.render()
 }

@@ -63,11 +63,7 @@ const MAX_PEM_BYTES: u64 = 64 * 1024;
 
 pub(super) fn run(arguments: &Certs, json: bool) -> Result<Exit, Failure> {
     let report = issue(arguments)?;
-    if json {
-        output::print_json(&report)?;
-    } else {
-        output::print(&render(&report))?;
-    }
+    output::answer(json, &report, || render(&report))?;
     Ok(Exit::Ok)
 }
 

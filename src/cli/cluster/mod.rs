@@ -56,20 +56,12 @@ pub(super) async fn run(arguments: Cluster, json: bool) -> Result<Exit, Failure>
     match arguments.command {
         Command::Status { connection } => {
             let cluster = fetch(&Client::new(&connection)?).await?;
-            if json {
-                output::print_json(&cluster)?;
-            } else {
-                output::print(&render(&cluster))?;
-            }
+            output::answer(json, &cluster, || render(&cluster))?;
             Ok(if cluster.leader.is_some() { Exit::Ok } else { Exit::Failed })
         }
         Command::Members { connection } => {
             let cluster = fetch(&Client::new(&connection)?).await?;
-            if json {
-                output::print_json(&cluster.members)?;
-            } else {
-                output::print(&members(&cluster).render())?;
-            }
+            output::answer(json, &cluster.members, || members(&cluster).render())?;
             Ok(Exit::Ok)
         }
         Command::Remove { instance, connection } => {
@@ -97,11 +89,7 @@ async fn change(client: &Client, what: &str, body: &impl serde::Serialize) -> Re
 }
 
 fn report(cluster: &http::Cluster, json: bool, said: &str) -> Result<Exit, Failure> {
-    if json {
-        output::print_json(cluster)?;
-    } else {
-        output::print(&format!("{}\n{}", output::printable(said), warnings(cluster)))?;
-    }
+    output::answer(json, cluster, || format!("{}\n{}", output::printable(said), warnings(cluster)))?;
     Ok(Exit::Ok)
 }
 

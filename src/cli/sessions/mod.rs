@@ -293,11 +293,7 @@ async fn delete(client: &Client, key: &SessionKey, yes: bool, json: bool) -> Res
     }
     let path = ["api", "v1", "sessions", key.as_str()];
     let deleted: http::DeleteResponse = client.delete(&path, IdempotencyKey::random().as_str()).await?;
-    if json {
-        output::print_json(&deleted)?;
-    } else {
-        output::print(&format!("deleted {key} with {} entries\n", deleted.entry_count))?;
-    }
+    output::answer(json, &deleted, || format!("deleted {key} with {} entries\n", deleted.entry_count))?;
     Ok(Exit::Ok)
 }
 
