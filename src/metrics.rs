@@ -1,7 +1,7 @@
 //! Every metric of an instance: name, unit and help text, in one place.
 //!
 //! Owns the registry and its series; it never decides when something happened, others tell it. Labels come from closed
-//! sets: routes as they are matched, methods, statuses, kinds of tokens - never from ids or texts of users, since the
+//! sets: routes as they are matched, methods, statuses, kinds of tokens, accounts of the configuration - never from ids or texts of users, since the
 //! page may be read by whoever may scrape it.
 
 use std::sync::Arc;
@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use openclaw_raft::{Counters, Status};
 use prometheus::{
-    Counter, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+    Counter, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
 /// Bucket bounds in seconds, 1 ms to 300 s: from an answer out of memory to the longest turn.
@@ -37,6 +38,13 @@ pub struct Metrics {
     pub turns_waiting: IntGauge,
     pub sessions_active: IntGauge,
     pub dedupe_hits: IntCounter,
+    pub channel_starts: IntCounterVec,
+    pub channel_connected: IntGaugeVec,
+    pub channel_messages: IntCounterVec,
+    pub channel_calls: IntCounterVec,
+    pub channel_delivery_duration: HistogramVec,
+    pub channel_outbox_waiting: IntGaugeVec,
+    pub channel_outbox_oldest: IntGaugeVec,
     pub raft_term: IntGauge,
     pub raft_commit_index: IntGauge,
     pub raft_applied_index: IntGauge,
@@ -107,6 +115,48 @@ impl Metrics {
                 &r,
                 "openclaw_dedupe_hits_total",
                 "Messages whose idempotency key had been accepted before.",
+            )?,
+            channel_starts: counters(
+                &r,
+                "openclaw_channel_starts_total",
+                "Times that this instance became the owner of a bot account and ran it.",
+                &["account"],
+            )?,
+            channel_connected: gauges(
+                &r,
+                "openclaw_channel_connected",
+                "1 while the account runs here and its platform answers, else 0.",
+                &["account"],
+            )?,
+            channel_messages: counters(
+                &r,
+                "openclaw_channel_messages_total",
+                "Messages of people that came in here, by what became of them.",
+                &["channel", "verdict"],
+            )?,
+            channel_calls: counters(
+                &r,
+                "openclaw_channel_calls_total",
+                "Sends and edits asked of a platform from here, by what it answered.",
+                &["channel", "call", "outcome"],
+            )?,
+            channel_delivery_duration: durations(
+                &r,
+                "openclaw_channel_delivery_duration_seconds",
+                "Time from a committed reply to the platform's word that it has all of it.",
+                &["channel"],
+            )?,
+            channel_outbox_waiting: gauges(
+                &r,
+                "openclaw_channel_outbox_waiting",
+                "Committed messages that wait to be sent by an account that runs here.",
+                &["account"],
+            )?,
+            channel_outbox_oldest: gauges(
+                &r,
+                "openclaw_channel_outbox_oldest_seconds",
+                "Age of the oldest of them.",
+                &["account"],
             )?,
             raft_term: gauge(&r, "openclaw_raft_term", "Current Raft term.")?,
             raft_commit_index: gauge(&r, "openclaw_raft_commit_index", "Highest log index known to be committed.")?,
@@ -219,6 +269,12 @@ fn counters(r: &Registry, name: &str, help: &str, labels: &[&str]) -> Result<Int
     Ok(series)
 }
 
+fn gauges(r: &Registry, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, prometheus::Error> {
+    let series = IntGaugeVec::new(Opts::new(name, help), labels)?;
+    r.register(Box::new(series.clone()))?;
+    Ok(series)
+}
+
 fn counter(r: &Registry, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
     let series = IntCounter::new(name, help)?;
     r.register(Box::new(series.clone()))?;
@@ -256,8 +312,19 @@ mod tests {
     use super::*;
 
     /// What a gauge or histogram without a unit counts.
-    const COUNTS: [&str; 10] =
-        ["connections", "streams", "running", "waiting", "active", "term", "index", "leader", "quorum", "seconds"];
+    const COUNTS: [&str; 11] = [
+        "connections",
+        "streams",
+        "running",
+        "waiting",
+        "active",
+        "connected",
+        "term",
+        "index",
+        "leader",
+        "quorum",
+        "seconds",
+    ];
 
     #[test]
     fn names_say_area_what_and_unit() {
@@ -266,6 +333,13 @@ mod tests {
         metrics.tokens(1, 2);
         metrics.run_duration.with_label_values(&["done"]).observe(1.0);
         metrics.raft_proposals.with_label_values(&["ok"]).inc();
+        metrics.channel_starts.with_label_values(&["telegram:default"]).inc();
+        metrics.channel_connected.with_label_values(&["telegram:default"]).set(1);
+        metrics.channel_messages.with_label_values(&["telegram", "answered"]).inc();
+        metrics.channel_calls.with_label_values(&["telegram", "send", "done"]).inc();
+        metrics.channel_delivery_duration.with_label_values(&["telegram"]).observe(0.1);
+        metrics.channel_outbox_waiting.with_label_values(&["telegram:default"]).set(1);
+        metrics.channel_outbox_oldest.with_label_values(&["telegram:default"]).set(1);
         for family in metrics.registry.gather() {
             let name = family.name();
             assert!(name.starts_with("openclaw_"), "{name}");

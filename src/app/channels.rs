@@ -17,10 +17,12 @@ use openclaw_proto::state::command::Kind as Command;
 use openclaw_proto::state::outcome::Kind as Outcome;
 use openclaw_proto::state::update_intent::Step;
 use openclaw_proto::state::{self, ApprovePairing, IntentState, Lease, MoveLease, RemovePairing};
+use openclaw_raft::Node;
 
 use super::Stopped;
 use crate::api::{ChannelView, ClusterError};
 use crate::channels::discord::Discord;
+use crate::channels::elsewhere::Known;
 use crate::channels::health::Health;
 use crate::channels::intake::{Context, Intake};
 use crate::channels::outlet::Pace;
@@ -36,6 +38,8 @@ const COMMIT: Duration = Duration::from_secs(5);
 const TELEGRAM: Pace = Pace { per_chat: Duration::from_secs(1), overall: Duration::from_millis(34) };
 /// Five messages in five seconds to a channel, fifty requests a second in all; what is more is told in each answer.
 const DISCORD: Pace = Pace { per_chat: Duration::from_millis(250), overall: Duration::from_millis(25) };
+/// It has no bot account, and its replies are read, not sent.
+const WEBCHAT: &str = "webchat";
 /// Intents that one look at an account's outbox counts.
 const COUNTED: usize = 10_000;
 
@@ -90,6 +94,7 @@ pub(super) struct Webhook {
 /// The channels as this instance sees them.
 pub(super) struct View {
     pub(super) me: InstanceId,
+    pub(super) node: Node,
     pub(super) store: Arc<dyn ChannelStore>,
     pub(super) health: Health,
     pub(super) webhooks: BTreeMap<ChannelAccount, Webhook>,
@@ -104,24 +109,34 @@ impl View {
         })
     }
 
-    fn status(&self, lease: Lease) -> Result<ChannelStatus, ClusterError> {
+    /// What every instance that lives knows of its own.
+    async fn known(&self) -> Result<Known, ClusterError> {
+        let instances = self.store.instances().map_err(read)?;
+        let others = instances.into_iter().filter(|row| row.live && row.instance_id != self.me.as_str());
+        let others = others.filter_map(|row| InstanceId::parse(row.instance_id).ok());
+        Ok(Known::ask(&self.node, &self.health, others).await)
+    }
+
+    fn status(&self, lease: Lease, known: &Known) -> Result<ChannelStatus, ClusterError> {
         let account = ChannelAccount::parse(lease.account.as_str()).map_err(internal)?;
         let intents = self.store.outbox(&account, 0, COUNTED).map_err(read)?;
         let count =
             |states: &[IntentState]| intents.iter().filter(|intent| states.contains(&intent.state())).count() as u64;
         let going = |intent: &&state::Intent| intent.state() != IntentState::Failed;
         let oldest = intents.iter().filter(going).map(|intent| intent.created_ms).min();
-        let here = self.health.of(&account);
+        let health = known.of(&lease.account);
+        let owner = health.filter(|health| health.runs);
         Ok(ChannelStatus {
             account: lease.account,
             since_ms: (!lease.owner.is_empty()).then_some(lease.granted_ms),
+            everywhere: false,
             owner: given(lease.owner),
             fencing_token: lease.fencing_token,
             moving_to: given(lease.moving_to),
             previous_owner: given(lease.previous_owner),
-            connected: here.as_ref().map(|status| status.connected),
-            last_inbound_ms: here.as_ref().map(|status| status.last_inbound_ms).filter(|ms| *ms > 0),
-            last_error: here.and_then(|status| status.last_error),
+            connected: owner.map(|health| health.connected),
+            last_inbound_ms: health.map(|health| health.last_inbound_ms).filter(|ms| *ms > 0),
+            last_error: owner.and_then(|health| given(health.last_error.clone())),
             outbox: OutboxStatus {
                 waiting: count(&[IntentState::Pending, IntentState::Sending]),
                 unknown: count(&[IntentState::Unknown]),
@@ -176,10 +191,20 @@ fn pairing(row: state::Pairing) -> Pairing {
 }
 
 impl ChannelView for View {
-    fn channels(&self) -> Result<ChannelList, ClusterError> {
-        let leases = self.store.leases().map_err(read)?;
-        let channels = leases.into_iter().map(|lease| self.status(lease)).collect::<Result<_, _>>()?;
-        Ok(ChannelList { instance_id: self.me.as_str().to_owned(), channels })
+    fn channels(&self) -> BoxFuture<'_, Result<ChannelList, ClusterError>> {
+        Box::pin(async move {
+            let known = self.known().await?;
+            let leases = self.store.leases().map_err(read)?;
+            let mut channels =
+                leases.into_iter().map(|lease| self.status(lease, &known)).collect::<Result<Vec<_>, _>>()?;
+            channels.push(ChannelStatus {
+                account: WEBCHAT.to_owned(),
+                everywhere: true,
+                connected: Some(true),
+                ..ChannelStatus::default()
+            });
+            Ok(ChannelList { instance_id: self.me.as_str().to_owned(), channels })
+        })
     }
 
     fn move_to(&self, account: ChannelAccount, to: InstanceId) -> BoxFuture<'_, Result<ChannelStatus, ClusterError>> {
@@ -188,7 +213,7 @@ impl ChannelView for View {
             let done = self.store.commit(Command::MoveLease(command), COMMIT).await.map_err(commit)?;
             let nothing = format!("there is no channel account {account}");
             change(done.value).map_err(|unchanged| refused(unchanged, &nothing))?;
-            self.status(self.lease(&account)?)
+            self.status(self.lease(&account)?, &self.known().await?)
         })
     }
 

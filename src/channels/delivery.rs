@@ -62,7 +62,12 @@ impl Delivery {
     /// Runs until it is to finish, or until the tenure ends; what is being sent then is dropped.
     pub(super) async fn run(self) {
         let ended = self.shared.outlet.tenure.ended.clone();
+        let (account, metrics) = (self.shared.outlet.channel.account().clone(), self.shared.outlet.metrics.clone());
         ended.run_until_cancelled(self.deliver()).await;
+        // What waits is for the next owner to tell.
+        for gauge in [&metrics.channel_outbox_waiting, &metrics.channel_outbox_oldest] {
+            gauge.with_label_values(&[account.as_str()]).set(0);
+        }
     }
 
     async fn deliver(self) {
@@ -77,7 +82,9 @@ impl Delivery {
             }
             let now = Instant::now();
             busy.retain(|_, until| *until > now);
-            for (chat, intents) in self.waiting(&account) {
+            let waiting = self.waiting(&account);
+            self.show(&account, &waiting);
+            for (chat, intents) in waiting {
                 if !busy.contains_key(&chat) && chats.len() < MAX_CHATS {
                     // Until its task ends, and says how long.
                     busy.insert(chat.clone(), now + Duration::from_secs(24 * 60 * 60));
@@ -104,6 +111,16 @@ impl Delivery {
                 () = self.shared.outlet.finish.cancelled() => {}
             }
         }
+    }
+
+    fn show(&self, account: &ChannelAccount, waiting: &IndexMap<String, Vec<Intent>>) {
+        let metrics = &self.shared.outlet.metrics;
+        let set = |gauge: &prometheus::IntGaugeVec, value: u64| {
+            gauge.with_label_values(&[account.as_str()]).set(i64::try_from(value).unwrap_or(i64::MAX));
+        };
+        set(&metrics.channel_outbox_waiting, waiting.values().map(|intents| intents.len() as u64).sum());
+        let oldest = waiting.values().filter_map(|intents| intents.first()).map(|intent| intent.created_ms).min();
+        set(&metrics.channel_outbox_oldest, oldest.map_or(0, |since| age_of(since).as_secs()));
     }
 
     /// What can be sent, by chat, each in its order; the chat that has waited longest first, so that owners who follow
@@ -188,7 +205,7 @@ impl Shared {
             Err(None) => return Err(Stop::Until(Instant::now() + LOOK_EVERY)),
         };
         while let Some(piece) = pieces.get(intent.pieces_sent as usize) {
-            let age = age(intent.created_ms);
+            let age = age_of(intent.created_ms);
             if age > self.outlet.settings.max_age {
                 return self
                     .say(id, Step::Failed(format!("it is {} s old, and not sent any more", age.as_secs())))
@@ -210,7 +227,12 @@ impl Shared {
                 return Err(Stop::Over);
             }
             match self.call(&to, &intent, piece).await {
-                Ok(sent) if last => return self.delivered(id, sent.message_id).await,
+                Ok(sent) if last => {
+                    let channel = self.outlet.channel.account().channel();
+                    let took = age_of(intent.created_ms).as_secs_f64();
+                    self.outlet.metrics.channel_delivery_duration.with_label_values(&[channel]).observe(took);
+                    return self.delivered(id, sent.message_id).await;
+                }
                 Ok(sent) => {
                     self.say(id, Step::Sent(sent.message_id)).await?;
                     intent.pieces_sent += 1;
@@ -261,7 +283,7 @@ impl Shared {
                 .map(|()| Sent { message_id });
         }
         let key = SendKey { intent_id: intent.id, piece: intent.pieces_sent };
-        self.outlet.channel.send(&self.outlet.tenure, to, piece, &key).await
+        self.outlet.send(to, piece, &key).await
     }
 
     async fn delivered(&self, id: u64, message_id: String) -> Result<(), Stop> {
@@ -335,7 +357,7 @@ pub(super) fn address(to: &openclaw_proto::state::ReplyAddress) -> Option<ReplyA
 }
 
 /// By this machine's clock; the other end of the comparison is the leader's.
-fn age(created_ms: u64) -> Duration {
+fn age_of(created_ms: u64) -> Duration {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     now.saturating_sub(Duration::from_millis(created_ms))
 }

@@ -1,4 +1,5 @@
-//! How each account that runs here is: what `channels status` and the metrics show, and one log line per change.
+//! How each account is, as far as this instance knows: what `channels status` and the metrics show, and one log line per
+//! change.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,61 +10,84 @@ use parking_lot::Mutex;
 use tracing::{error, info, warn};
 
 use super::{ReceiveError, Reporter};
+use crate::metrics::Metrics;
 
 /// One account on this instance.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Status {
+    /// What else is said holds for an account that runs here.
+    pub runs: bool,
     pub connected: bool,
-    /// Unix milliseconds; 0: nothing yet.
+    /// Unix milliseconds of the last message that this instance took; 0: none yet. Webhooks come to any instance.
     pub last_inbound_ms: u64,
     /// Of the last failure that was not followed by success.
     pub last_error: Option<String>,
 }
 
-/// The accounts that run here; cheap to clone.
-#[derive(Debug, Clone, Default)]
-pub struct Health(Arc<Mutex<BTreeMap<ChannelAccount, Status>>>);
+/// Every account of which this instance knows something; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Health {
+    accounts: Arc<Mutex<BTreeMap<ChannelAccount, Status>>>,
+    metrics: Metrics,
+}
 
 impl Health {
-    /// None: it does not run here.
-    pub fn of(&self, account: &ChannelAccount) -> Option<Status> {
-        self.0.lock().get(account).cloned()
+    pub fn new(metrics: Metrics) -> Self {
+        Self { accounts: Arc::default(), metrics }
+    }
+
+    pub fn all(&self) -> Vec<(ChannelAccount, Status)> {
+        self.accounts.lock().iter().map(|(account, status)| (account.clone(), status.clone())).collect()
     }
 
     pub(super) fn started(&self, account: &ChannelAccount) {
-        self.0.lock().insert(account.clone(), Status::default());
+        self.change(account, |status| {
+            (status.runs, status.connected, status.last_error) = (true, false, None);
+        });
+        self.metrics.channel_starts.with_label_values(&[account.as_str()]).inc();
     }
 
     pub(super) fn stopped(&self, account: &ChannelAccount) {
-        self.0.lock().remove(account);
+        self.change(account, |status| {
+            (status.runs, status.connected, status.last_error) = (false, false, None);
+        });
     }
 
     /// Takes note of why receiving stopped. The same cause is logged once, not with every attempt.
     pub(super) fn failed(&self, account: &ChannelAccount, cause: &ReceiveError) {
         let text = cause.to_string();
-        let mut accounts = self.0.lock();
-        let Some(status) = accounts.get_mut(account) else { return };
-        status.connected = false;
-        if status.last_error.as_ref() == Some(&text) {
-            return;
-        }
-        match cause {
-            ReceiveError::Ended => {}
-            ReceiveError::ForeignPoller(_) | ReceiveError::Refused(_) => {
-                error!(%account, %cause, "the channel needs somebody")
+        self.change(account, |status| {
+            status.connected = false;
+            if status.last_error.as_ref() == Some(&text) {
+                return;
             }
-            ReceiveError::Failed { .. } => warn!(%account, %cause, "the channel does not receive"),
-        }
-        status.last_error = Some(text);
+            match cause {
+                ReceiveError::Ended => {}
+                ReceiveError::ForeignPoller(_) | ReceiveError::Refused(_) => {
+                    error!(%account, %cause, "the channel needs somebody")
+                }
+                ReceiveError::Failed { .. } => warn!(%account, %cause, "the channel does not receive"),
+            }
+            status.last_error = Some(text);
+        });
     }
 
-    /// Something came to an account that runs elsewhere, or here.
+    /// Something came to an account, whether it runs here or elsewhere.
     pub fn received(&self, account: &ChannelAccount) {
-        self.reporter(account).received();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.change(account, |status| status.last_inbound_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
     }
 
     pub(super) fn reporter(&self, account: &ChannelAccount) -> impl Reporter + use<> {
         AccountReporter { health: self.clone(), account: account.clone() }
+    }
+
+    fn change(&self, account: &ChannelAccount, change: impl FnOnce(&mut Status)) {
+        let mut accounts = self.accounts.lock();
+        let status = accounts.entry(account.clone()).or_default();
+        change(status);
+        let connected = self.metrics.channel_connected.with_label_values(&[account.as_str()]);
+        connected.set(i64::from(status.runs && status.connected));
     }
 }
 
@@ -72,34 +96,23 @@ struct AccountReporter {
     account: ChannelAccount,
 }
 
-impl AccountReporter {
-    fn change(&self, change: impl FnOnce(&mut Status)) {
-        if let Some(status) = self.health.0.lock().get_mut(&self.account) {
-            change(status);
-        }
-    }
-}
-
 impl Reporter for AccountReporter {
     fn connected(&self) {
-        self.change(|status| {
+        self.health.change(&self.account, |status| {
             if !status.connected {
                 info!(account = %self.account, "the channel receives");
             }
-            status.connected = true;
-            status.last_error = None;
+            (status.connected, status.last_error) = (true, None);
         });
     }
 
     fn disconnected(&self, reason: &str) {
-        self.change(|status| {
-            status.connected = false;
-            status.last_error = Some(reason.to_owned());
+        self.health.change(&self.account, |status| {
+            (status.connected, status.last_error) = (false, Some(reason.to_owned()));
         });
     }
 
     fn received(&self) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.change(|status| status.last_inbound_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
+        self.health.received(&self.account);
     }
 }

@@ -9,7 +9,9 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::{Channel, Tenure};
+use super::{Channel, SendError, SendKey, Sent, Tenure};
+use crate::message::{Piece, ReplyAddress};
+use crate::metrics::Metrics;
 use crate::store::channels::ChannelStore;
 
 /// How fast a platform takes messages of one account.
@@ -32,6 +34,7 @@ pub(super) struct Outlet {
     pub(super) finish: CancellationToken,
     pub(super) pace: Pace,
     pub(super) throttle: Arc<Throttle>,
+    pub(super) metrics: Metrics,
 }
 
 impl Outlet {
@@ -41,9 +44,40 @@ impl Outlet {
         settings: Account,
         tenure: Tenure,
         pace: Pace,
+        metrics: Metrics,
     ) -> Self {
         let throttle = Arc::new(Throttle::new(pace));
-        Self { store, channel, settings, tenure, finish: CancellationToken::new(), pace, throttle }
+        Self { store, channel, settings, tenure, finish: CancellationToken::new(), pace, throttle, metrics }
+    }
+
+    /// Has the channel send a piece.
+    ///
+    /// # Errors
+    /// As the channel says.
+    pub(super) async fn send(&self, to: &ReplyAddress, piece: &Piece, key: &SendKey) -> Result<Sent, SendError> {
+        let sent = self.channel.send(&self.tenure, to, piece, key).await;
+        self.count("send", sent.as_ref().err());
+        sent
+    }
+
+    /// Has the channel edit a message.
+    ///
+    /// # Errors
+    /// As the channel says.
+    pub(super) async fn edit(&self, to: &ReplyAddress, message_id: &str, piece: &Piece) -> Result<(), SendError> {
+        let edited = self.channel.edit(&self.tenure, to, message_id, piece).await;
+        self.count("edit", edited.as_ref().err());
+        edited
+    }
+
+    fn count(&self, call: &str, error: Option<&SendError>) {
+        let outcome = match error {
+            None => "done",
+            Some(SendError::Refused(_)) => "refused",
+            Some(SendError::Later { .. }) => "later",
+            Some(SendError::Unknown(_)) => "unknown",
+        };
+        self.metrics.channel_calls.with_label_values(&[self.channel.account().channel(), call, outcome]).inc();
     }
 }
 

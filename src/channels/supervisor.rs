@@ -166,6 +166,7 @@ impl Supervisor {
             configured.settings.clone(),
             tenure.clone(),
             configured.pace,
+            self.context.metrics.clone(),
         );
         let finish = outlet.finish.clone();
         let writing = Writing::new(outlet.clone(), self.follow.clone());

@@ -192,12 +192,10 @@ impl Shared {
     ) -> Option<Duration> {
         let every = self.outlet.channel.preview_every(to);
         let done = match &preview.message {
-            Some(message) => self.outlet.channel.edit(&self.outlet.tenure, to, message, piece).await,
-            None => {
-                self.outlet.channel.send(&self.outlet.tenure, to, piece, &SendKey::preview(turn)).await.map(|sent| {
-                    preview.message = Some(sent.message_id);
-                })
-            }
+            Some(message) => self.outlet.edit(to, message, piece).await,
+            None => self.outlet.send(to, piece, &SendKey::preview(turn)).await.map(|sent| {
+                preview.message = Some(sent.message_id);
+            }),
         };
         match done {
             Ok(()) => {

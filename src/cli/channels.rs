@@ -61,8 +61,8 @@ pub(super) async fn run(arguments: Channels, json: bool) -> Result<Exit, Failure
     match arguments.command {
         Command::Status { connection } => {
             let list: ChannelList = Client::new(&connection)?.get(&CHANNELS, &[]).await?;
-            output::answer(json, &list, || render(&list))?;
-            let owned = list.channels.iter().all(|channel| channel.owner.is_some());
+            output::answer(json, &list, || render(&list, output::now_ms()))?;
+            let owned = list.channels.iter().all(|channel| channel.everywhere || channel.owner.is_some());
             Ok(if owned { Exit::Ok } else { Exit::Failed })
         }
         Command::Move { account, to, connection } => {
@@ -92,7 +92,8 @@ pub(super) async fn run(arguments: Channels, json: bool) -> Result<Exit, Failure
 }
 
 /// One line per account.
-fn render(list: &ChannelList) -> String {
+fn render(list: &ChannelList, now_ms: u64) -> String {
+    let ago = |unix_ms: u64| span(now_ms.saturating_sub(unix_ms));
     if list.channels.is_empty() {
         return "no instance has a channel in its configuration\n".to_owned();
     }
@@ -100,7 +101,9 @@ fn render(list: &ChannelList) -> String {
         ("ACCOUNT", Align::Left),
         ("OWNER", Align::Left),
         ("MOVING TO", Align::Left),
+        ("SINCE", Align::Right),
         ("CONNECTED", Align::Left),
+        ("LAST INBOUND", Align::Right),
         ("WAITING", Align::Right),
         ("OLDEST", Align::Right),
         ("UNKNOWN", Align::Right),
@@ -111,14 +114,16 @@ fn render(list: &ChannelList) -> String {
         let connected = match channel.connected {
             Some(true) => "yes",
             Some(false) => "no",
-            // The owner knows.
+            // Its owner does not say.
             None => "-",
         };
         table.row([
             channel.account.clone(),
-            or_dash(channel.owner.as_deref()),
+            if channel.everywhere { "every instance".to_owned() } else { or_dash(channel.owner.as_deref()) },
             or_dash(channel.moving_to.as_deref()),
+            channel.since_ms.map_or_else(|| "-".to_owned(), ago),
             connected.to_owned(),
+            channel.last_inbound_ms.map_or_else(|| "-".to_owned(), ago),
             channel.outbox.waiting.to_string(),
             channel.outbox.oldest_ms.map_or_else(|| "-".to_owned(), span),
             channel.outbox.unknown.to_string(),
@@ -177,7 +182,9 @@ mod tests {
                 ChannelStatus {
                     account: "telegram:default".into(),
                     owner: Some("node-1".into()),
+                    since_ms: Some(1_000),
                     connected: Some(true),
+                    last_inbound_ms: Some(58_000),
                     outbox: OutboxStatus { waiting: 2, oldest_ms: Some(1500), ..OutboxStatus::default() },
                     ..ChannelStatus::default()
                 },
@@ -194,11 +201,11 @@ mod tests {
                 },
             ],
         };
-        insta::assert_snapshot!(render(&list), @r"
-        ACCOUNT           OWNER   MOVING TO  CONNECTED  WAITING  OLDEST  UNKNOWN  FAILED  LAST ERROR
-        telegram:default  node-1  -          yes              2     1 s        0       0  -
-        discord:default   node-2  node-3     -                0       -        0       0  -
-        telegram:ops      -       -          -                0       -        0       0  unauthorized
+        insta::assert_snapshot!(render(&list, 60_000), @r"
+        ACCOUNT           OWNER   MOVING TO  SINCE  CONNECTED  LAST INBOUND  WAITING  OLDEST  UNKNOWN  FAILED  LAST ERROR
+        telegram:default  node-1  -           59 s  yes                 2 s        2     1 s        0       0  -
+        discord:default   node-2  node-3         -  -                     -        0       -        0       0  -
+        telegram:ops      -       -              -  -                     -        0       -        0       0  unauthorized
         seen by node-1
         ");
     }

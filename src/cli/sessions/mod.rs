@@ -125,7 +125,7 @@ async fn list(client: &Client, limit: u32, json: bool) -> Result<Exit, Failure> 
         output::print_json(&found)?;
         return Ok(Exit::Ok);
     }
-    output::print(&table(&found.sessions, now_ms()).render())?;
+    output::print(&table(&found.sessions, output::now_ms()).render())?;
     if found.next_cursor.is_some() {
         note(&format!("the first {limit}; there are more: raise --limit"));
     }
@@ -179,7 +179,7 @@ async fn show(client: &Client, key: &SessionKey, count: u32, json: bool) -> Resu
     if json {
         output::print_json(&serde_json::json!({ "session": session, "entries": found }))?;
     } else {
-        output::print(&render(&session, &found, now_ms()))?;
+        output::print(&render(&session, &found, output::now_ms()))?;
     }
     Ok(Exit::Ok)
 }
@@ -302,11 +302,6 @@ fn confirmed(question: &str) -> Result<bool, Failure> {
     let mut answer = String::new();
     io::stdin().read_line(&mut answer).map_err(|error| Failure::failed(format!("stdin cannot be read: {error}")))?;
     Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
-}
-
-fn now_ms() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
