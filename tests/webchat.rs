@@ -75,6 +75,26 @@ async fn an_answer_survives_the_death_of_its_instance_on_the_page() -> Result<()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commands_are_answered_by_the_gateway_and_paths_by_the_model() -> Result<()> {
+    if !installed(&["chromium", "chromedriver"]) {
+        return Ok(());
+    }
+    let cluster = Cluster::start(Options::new(env!("CARGO_BIN_EXE_openclaw"), 1), READY).await?;
+    let browser = Browser::start().await?;
+    let page = Page { client: &browser.client };
+    browser.client.goto(&format!("http://{}/", cluster.instances()[0].http)).await?;
+    page.until("the page is ready", "return !document.getElementById('send').hidden").await?;
+    page.say("/status").await?;
+    let last = "document.querySelector('#messages li:last-child .body')?.textContent";
+    page.until("the gateway answers", &format!("return {last}?.includes('Model: echo/echo')")).await?;
+    page.say("/usr/bin/env").await?;
+    page.until("the model answers", &format!("return {last} === '/usr/bin/env'")).await?;
+    page.say("/new now something else").await?;
+    page.until("the rest is asked", &format!("return {last} === 'now something else'")).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn markup_in_an_answer_is_inert() -> Result<()> {
     if !installed(&["chromium", "chromedriver"]) {
         return Ok(());

@@ -20,9 +20,8 @@ const TELEGRAM_SECRET: &str = "x-telegram-bot-api-secret-token";
 
 /// The channels as this instance sees them, and what may be asked of them. Whoever wires the process implements it.
 pub trait ChannelView: Send + Sync + 'static {
-    /// # Errors
-    /// [`ClusterError`] when the state cannot be read, or knows no such account.
-    fn channels(&self) -> Result<ChannelList, ClusterError>;
+    /// Every account, with what the instances know of theirs.
+    fn channels(&self) -> BoxFuture<'_, Result<ChannelList, ClusterError>>;
 
     /// Answers with the account once the move is ordered; its owner lets go in its own time.
     fn move_to(&self, account: ChannelAccount, to: InstanceId) -> BoxFuture<'_, Result<ChannelStatus, ClusterError>>;
@@ -61,13 +60,13 @@ fn account(text: &str) -> Result<ChannelAccount, ApiError> {
     ChannelAccount::parse(full).map_err(|error| ApiError::invalid(error.to_string()))
 }
 
-/// Every bot account, its owner, and what it has to send. What only its owner knows is there on the owner alone.
+/// Every bot account, its owner, how it is, and what it has to send.
 #[utoipa::path(get, path = "/api/v1/channels", tag = "channels", responses((status = 200, body = ChannelList)))]
 pub(super) async fn list(
     State(gateway): State<Gateway>,
     Params(NoParams {}): Params<NoParams>,
 ) -> Result<Answer<ChannelList>, ApiError> {
-    Ok(Answer(gateway.parts().channels.channels()?))
+    Ok(Answer(gateway.parts().channels.channels().await?))
 }
 
 /// Sends a bot account to another instance.

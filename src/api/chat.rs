@@ -1,10 +1,10 @@
-//! `chat` and `chat/stream`: a message in, its turn's reply out.
+//! `chat`, `chat/stream` and `chat/command`: a message in, its turn's reply out, or the gateway's own answer.
 
 use axum::Json as Answer;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
-use openclaw_proto::http::{ChatRequest, ChatResponse, ErrorCode, INDEX, Reply};
+use openclaw_proto::http::{ChatRequest, ChatResponse, CommandRequest, CommandResponse, ErrorCode, INDEX, Reply};
 use openclaw_proto::ids::{StreamPosition, TurnId};
 use openclaw_proto::state::Accept;
 use serde::Deserialize;
@@ -15,6 +15,7 @@ use super::error::ApiError;
 use super::extract::{Json, Params, inbox_key, single};
 use super::{limits, sse};
 use crate::models::ModelRef;
+use crate::sessions::commands::{self, Done};
 use crate::sessions::follow::{Ended, FollowError, Follower, usage};
 use crate::sessions::router::{Address, Route, route};
 use crate::store::{Accepted, Committed, Consistency};
@@ -208,6 +209,41 @@ pub(super) async fn stream(
     let begun = accept(&gateway, &headers, incoming(&body)).await?;
     let follower = follow(&gateway, &begun).await?;
     Ok(with_index(sse::respond(&gateway, place, sse::TurnFrames::new(follower)), begun.index))
+}
+
+/// Carries out a chat command - `/new`, `/stop`, `/retry`, `/status`, `/model`, `/help` - as on every channel.
+#[utoipa::path(
+    post, path = "/api/v1/chat/command", tag = "chat", request_body = CommandRequest,
+    params(("Idempotency-Key" = Option<String>, Header, description = "Repeated, it changes nothing more")),
+    responses(
+        (status = 200, description = "Either the gateway's answer, or what is to be sent as a message", body = CommandResponse),
+        (status = "4XX", description = "Certainly not applied", body = openclaw_proto::http::ErrorBody),
+    )
+)]
+pub(super) async fn command(
+    State(gateway): State<Gateway>,
+    headers: HeaderMap,
+    Json(body): Json<CommandRequest>,
+) -> Result<Answer<CommandResponse>, ApiError> {
+    let address = Address {
+        session_key: body.session_key.as_deref(),
+        agent_id: body.agent_id.as_deref(),
+        user: body.user.as_deref(),
+    };
+    let Route { session_key, agent_id } = check(&gateway, &Incoming { address, message: &body.text, model: None })?;
+    let inbox = inbox_key(&headers, "command", &(session_key.as_str(), agent_id.as_str(), &body.text))?;
+    let done = match commands::parse(&body.text, &gateway.parts().reset_triggers) {
+        Some(command) => {
+            let (store, to) = (gateway.store().as_ref(), (&session_key, &agent_id));
+            gateway.parts().commander.run(store, to, command, inbox).await?
+        }
+        None => Done::Ask(body.text),
+    };
+    let (reply, message) = match done {
+        Done::Said(text) => (Some(text), None),
+        Done::Ask(text) => (None, Some(text)),
+    };
+    Ok(Answer(CommandResponse { session_key: session_key.into(), reply, message }))
 }
 
 #[derive(Debug, Deserialize)]

@@ -13,6 +13,7 @@ use openclaw_proto::http::{Error, ErrorBody, ErrorCode};
 use openclaw_proto::ids::RequestId;
 use serde::Serialize;
 
+use crate::sessions::commands::CommandError;
 use crate::sessions::follow::FollowError;
 use crate::sessions::router::RouteError;
 use crate::store::{AcceptError, EndTurnError, ReadError, WriteError};
@@ -53,7 +54,7 @@ macro_rules! from_family {
     };
 }
 
-from_family!(AcceptError, EndTurnError, WriteError, ReadError, FollowError);
+from_family!(AcceptError, EndTurnError, WriteError, ReadError, FollowError, CommandError);
 
 impl From<RouteError> for ApiError {
     fn from(error: RouteError) -> Self {

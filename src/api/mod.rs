@@ -48,6 +48,7 @@ use tokio::sync::Semaphore;
 
 use crate::metrics::Metrics;
 use crate::models::Models;
+use crate::sessions::commands::Commander;
 use crate::sessions::follow::Follow;
 use crate::sessions::runner::Load;
 use crate::store::SessionStore;
@@ -81,6 +82,9 @@ pub struct Parts {
     pub config: gateway::Gateway,
     /// Most turns that wait in one session.
     pub max_queued: u32,
+    pub commander: Commander,
+    /// Words that begin a conversation anew.
+    pub reset_triggers: Vec<String>,
 }
 
 /// The state that handlers share. Cheap to clone.
@@ -161,6 +165,7 @@ impl Gateway {
 pub fn router(gateway: Gateway) -> Router {
     let work = Router::new()
         .route("/api/v1/chat", post(chat::chat))
+        .route("/api/v1/chat/command", post(chat::command))
         .route("/api/v1/turns/{id}", get(turns::get))
         .route("/api/v1/turns/{id}/cancel", post(turns::cancel))
         .route("/api/v1/sessions", get(sessions::list))

@@ -16,6 +16,7 @@ use super::{Gateway, channels, chat, cluster, health, maintenance, metrics, open
         chat::chat,
         chat::stream,
         chat::resume,
+        chat::command,
         turns::get,
         turns::cancel,
         sessions::list,

@@ -28,8 +28,9 @@ use tonic::service::Routes;
 
 use crate::agent::turn;
 use crate::api::{self, Gateway, Parts, server};
+use crate::channels::elsewhere;
 use crate::channels::health::Health;
-use crate::channels::intake::Context;
+use crate::channels::intake::{COMMIT, Context};
 use crate::channels::supervisor::{self, Configured, Supervisor};
 use crate::cluster::readiness::Readiness;
 use crate::cluster::validity::Validity;
@@ -37,6 +38,7 @@ use crate::cluster::{expiry, placement, session};
 use crate::maintenance;
 use crate::metrics::Metrics;
 use crate::models::Models;
+use crate::sessions::commands::Commander;
 use crate::sessions::live::{self, Hub};
 use crate::sessions::relay::{self, PeerRelay};
 use crate::sessions::runner::{self, Load, Runner};
@@ -114,8 +116,9 @@ impl App {
         for address in config.gateway.listen() {
             http.push(bind(address, "gateway.port").await?);
         }
-        let relay = relay::Service::default();
-        let (node, running) = start_node(&config, &instance_id, &data_dir, &relay).await?;
+        let (relay, elsewhere) = (relay::Service::default(), elsewhere::Service::default());
+        let services = Routes::new(relay.server()).add_service(elsewhere.server());
+        let (node, running) = start_node(&config, &instance_id, &data_dir, services).await?;
 
         let (streams, listeners, tasks) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
@@ -171,17 +174,25 @@ impl App {
             }
         });
 
-        let health = Health::default();
+        let health = Health::new(metrics.clone());
+        elsewhere.open(health.clone(), node.cluster_id().as_str().to_owned());
+        let commander = Commander {
+            me: instance_id.clone(),
+            models: models.clone(),
+            agents: config.agents.clone(),
+            timeout: COMMIT,
+        };
         let context = Context {
             me: instance_id.clone(),
             store: raft_store.clone(),
-            models: models.clone(),
-            agents: config.agents.clone(),
+            commander: commander.clone(),
             session: config.session.clone(),
             max_queued: config.messages.queue.cap,
+            metrics: metrics.clone(),
         };
         let channel_view = channels::View {
             me: instance_id.clone(),
+            node: node.clone(),
             store: raft_store,
             health: health.clone(),
             webhooks: accounts.webhooks(&context),
@@ -211,6 +222,8 @@ impl App {
             metrics: metrics.clone(),
             config: config.gateway.clone(),
             max_queued: config.messages.queue.cap,
+            commander,
+            reset_triggers: config.session.reset_triggers.clone(),
         });
         let router = api::router(gateway.clone());
         let mut servers = JoinSet::new();
@@ -316,7 +329,7 @@ async fn start_node(
     config: &Config,
     instance_id: &InstanceId,
     data_dir: &Path,
-    relay: &relay::Service,
+    services: Routes,
 ) -> Result<(Node, Running), Stopped> {
     let cluster = &config.cluster;
     let listener = bind(cluster.peer.listen, "cluster.peer.listen").await?;
@@ -353,7 +366,7 @@ async fn start_node(
             snapshot_every: cluster.raft.snapshot_every,
             log_keep: cluster.raft.log_keep,
         },
-        services: Routes::new(relay.server()),
+        services,
         links: Links::default(),
     };
     Node::start(options).await.map_err(|error| {

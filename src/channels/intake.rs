@@ -8,43 +8,41 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use openclaw_config::Session as SessionSettings;
 use openclaw_config::channels::Account;
-use openclaw_config::{Agents, Session as SessionSettings};
-use openclaw_proto::ids::{AgentId, ChannelAccount, InstanceId, SeqNum, SessionKey, TurnId};
+use openclaw_proto::ids::{AgentId, ChannelAccount, InstanceId, SessionKey, TurnId};
 use openclaw_proto::state::command::Kind as Command;
 use openclaw_proto::state::outcome::Kind as Outcome;
-use openclaw_proto::state::{self, Accept, Enqueue, InboxKey, RequestPairing, ResetSession, Role, SetModel};
+use openclaw_proto::state::{self, Accept, Enqueue, InboxKey, RequestPairing};
 use rand::Rng;
 use sha2::{Digest, Sha256};
 use tracing::{debug, info, warn};
 
-use super::commands::{self, ChatCommand};
 use super::policy::{self, Verdict};
 use super::{Inbox, InboxError, Tenure};
 use crate::message::{InboundMessage, ReplyAddress};
-use crate::models::{ModelRef, Models};
+use crate::metrics::Metrics;
+use crate::sessions::commands::{self, ChatCommand, Commander, Done};
 use crate::sessions::router::{self, RouteError};
 use crate::store::channels::{ChannelStore, OwnerError};
-use crate::store::{AcceptError, CommitError, Consistency, EndTurnError, WriteError};
+use crate::store::{AcceptError, CommitError};
 use openclaw_raft::state_machine::rendezvous;
 
 /// Of one commit.
-const COMMIT: Duration = Duration::from_secs(5);
+pub const COMMIT: Duration = Duration::from_secs(5);
 /// Of a code: nothing that looks like something else.
 const CODE_ALPHABET: &[u8] = b"ABCDEFGHJKLMNPQRSTUVWXYZ23456789";
 const CODE_LENGTH: usize = 8;
-/// Entries among which the message to try once more is looked for.
-const RETRY_WITHIN: u64 = 16;
 
 /// What an intake needs of the rest.
 #[derive(Clone)]
 pub struct Context {
     pub me: InstanceId,
     pub store: Arc<dyn ChannelStore>,
-    pub models: Models,
-    pub agents: Agents,
+    pub commander: Commander,
     pub session: SessionSettings,
     pub max_queued: u32,
+    pub metrics: Metrics,
 }
 
 /// Takes the messages of one account.
@@ -63,17 +61,26 @@ impl Intake {
 
     async fn take_one(&self, message: InboundMessage) -> Result<(), InboxError> {
         let paired = self.context.store.is_paired(&self.account, &message.sender.id).map_err(unavailable)?;
-        match policy::judge(&self.settings, &message, paired) {
+        let verdict = policy::judge(&self.settings, &message, paired);
+        let command = commands::parse(&message.text, &self.context.session.reset_triggers);
+        let counted = match &verdict {
+            Verdict::Ignore(_) => "ignored",
+            Verdict::Pair => "stranger",
+            Verdict::Answer if command.is_some() => "command",
+            Verdict::Answer => "turn",
+        };
+        match verdict {
             Verdict::Ignore(reason) => {
                 debug!(account = %self.account, reason, "a message is not answered");
-                Ok(())
             }
-            Verdict::Pair => self.pair(message).await,
-            Verdict::Answer => match commands::parse(&message.text, &self.context.session.reset_triggers) {
-                Some(command) => self.command(message, command).await,
-                None => self.accept(&message, "", message.text.clone()).await,
+            Verdict::Pair => self.pair(message).await?,
+            Verdict::Answer => match command {
+                Some(command) => self.command(message, command).await?,
+                None => self.accept(&message, "", message.text.clone()).await?,
             },
         }
+        self.context.metrics.channel_messages.with_label_values(&[self.account.channel(), counted]).inc();
+        Ok(())
     }
 
     fn route(&self, message: &InboundMessage) -> Result<(SessionKey, AgentId), RouteError> {
@@ -153,108 +160,13 @@ impl Intake {
             Ok(route) => route,
             Err(error) => return self.unroutable(&message, &error).await,
         };
-        match command {
-            ChatCommand::Help => self.say(&message, "", commands::HELP.to_owned()).await,
-            ChatCommand::Status => {
-                let text = self.status(&key, &agent).await?;
-                self.say(&message, "", text).await
-            }
-            ChatCommand::Stop => {
-                let text = if self.stop(&key).await? { "Stopped." } else { "Nothing is being answered." };
-                self.say(&message, "", text.to_owned()).await
-            }
-            // One key for whatever comes of it: a redelivery finds another state, and does nothing.
-            ChatCommand::Retry => match self.unanswered(&key).await? {
-                Ok(text) => self.accept(&message, "retry", text).await,
-                Err(reason) => self.say(&message, "retry", reason.to_owned()).await,
-            },
-            ChatCommand::Reset { rest } => {
-                let inbox = Some(inbox_key(&message, "reset"));
-                let reset = ResetSession { inbox, session_key: key.into() };
-                match self.context.store.as_sessions().reset(reset, COMMIT).await {
-                    // What was never begun is new already.
-                    Ok(_) | Err(WriteError::NotFound | WriteError::KeyReused) => {}
-                    Err(error) => return Err(unavailable(error)),
-                }
-                if rest.is_empty() {
-                    self.say(&message, "", "A new conversation begins.".to_owned()).await
-                } else {
-                    self.accept(&message, "rest", rest).await
-                }
-            }
-            ChatCommand::Model(None) => {
-                let text = format!("The model is {}.", self.model(&key, &agent).await?);
-                self.say(&message, "", text).await
-            }
-            ChatCommand::Model(Some(name)) => {
-                let text = match name.parse::<ModelRef>() {
-                    Ok(model) if self.context.models.has_provider(&model.provider) => {
-                        let inbox = Some(inbox_key(&message, "model"));
-                        let command = SetModel { inbox, session_key: key.into(), model: model.to_string() };
-                        let committed = self.context.store.commit(Command::SetModel(command), COMMIT);
-                        if let Outcome::Refused(refused) = committed.await.map_err(unavailable)?.value {
-                            format!("That is no model: {}.", refused.reason)
-                        } else {
-                            format!("The model is {model} from now on.")
-                        }
-                    }
-                    Ok(model) => format!("There is no provider {}.", model.provider),
-                    Err(error) => format!("That is no model: {error}."),
-                };
-                self.say(&message, "", text).await
-            }
+        let store = self.context.store.as_sessions();
+        let inbox = inbox_key(&message, "command");
+        // One key for whatever comes of it: a redelivery may find another state, and then does nothing.
+        match self.context.commander.run(store, (&key, &agent), command, inbox).await.map_err(unavailable)? {
+            Done::Said(text) => self.say(&message, "answer", text).await,
+            Done::Ask(text) => self.accept(&message, "answer", text).await,
         }
-    }
-
-    /// Cancels the turn that runs in the conversation. False if none does.
-    async fn stop(&self, key: &SessionKey) -> Result<bool, InboxError> {
-        let Some(row) = self.session(key).await? else { return Ok(false) };
-        let Ok(turn) = TurnId::parse(row.running_turn) else { return Ok(false) };
-        match self.context.store.as_sessions().cancel(&turn, COMMIT).await {
-            Ok(_) => Ok(true),
-            Err(EndTurnError::Ended(_) | EndTurnError::NotFound) => Ok(false),
-            Err(error) => Err(unavailable(error)),
-        }
-    }
-
-    /// The message that nobody answers and nobody has answered, or why there is none.
-    async fn unanswered(&self, key: &SessionKey) -> Result<Result<String, &'static str>, InboxError> {
-        const NOTHING: &str = "There is nothing to retry.";
-        let Some(row) = self.session(key).await? else { return Ok(Err(NOTHING)) };
-        if !row.running_turn.is_empty() {
-            return Ok(Err("It is being answered."));
-        }
-        let after = SeqNum(row.head_seq.saturating_sub(RETRY_WITHIN).max(row.reset_seq));
-        let limit = usize::try_from(RETRY_WITHIN).unwrap_or(usize::MAX);
-        let read = self.context.store.entries(key, after, limit, Consistency::Linearizable, COMMIT);
-        let entries = read.await.map_err(unavailable)?.value;
-        let said = entries.into_iter().rev().find(|entry| matches!(entry.role(), Role::User | Role::Assistant));
-        Ok(said.filter(|entry| entry.role() == Role::User).map(|entry| entry.text).ok_or(NOTHING))
-    }
-
-    async fn session(&self, key: &SessionKey) -> Result<Option<state::Session>, InboxError> {
-        Ok(self.context.store.session(key, Consistency::Linearizable, COMMIT).await.map_err(unavailable)?.value)
-    }
-
-    async fn model(&self, key: &SessionKey, agent: &AgentId) -> Result<String, InboxError> {
-        let chosen = self.session(key).await?.map(|row| row.model).filter(|model| !model.is_empty());
-        let own = || self.context.agents.resolve(agent).map(|agent| agent.model.primary.to_string());
-        Ok(chosen.or_else(own).unwrap_or_else(|| "not known".to_owned()))
-    }
-
-    async fn status(&self, key: &SessionKey, agent: &AgentId) -> Result<String, InboxError> {
-        let row = self.session(key).await?.unwrap_or_default();
-        let usage = row.usage.unwrap_or_default();
-        Ok(format!(
-            "Conversation: {key}\nAgent: {agent}\nModel: {}\nMessages: {}\nTokens: {} in, {} out\nAnswering: {}\nWaiting: {}\nInstance: {}",
-            self.model(key, agent).await?,
-            row.head_seq.saturating_sub(row.reset_seq),
-            usage.input_tokens,
-            usage.output_tokens,
-            if row.running_turn.is_empty() { "no" } else { "yes" },
-            row.queued_turns.len(),
-            self.context.me,
-        ))
     }
 
     /// Has a text of our own sent in answer to `message`, once.

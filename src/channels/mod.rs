@@ -8,9 +8,9 @@
 //! Whoever polls or holds a connection does so for a [`Tenure`]: the time in which this instance owns the account's
 //! lease. Nothing may be sent or asked of the platform after its end, so every call is bounded by it.
 
-pub mod commands;
 mod delivery;
 pub mod discord;
+pub mod elsewhere;
 mod guard;
 pub mod health;
 pub mod intake;

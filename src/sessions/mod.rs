@@ -14,4 +14,5 @@ pub mod runner;
 
 pub mod live;
 
+pub mod commands;
 pub mod follow;

@@ -24,6 +24,9 @@ pub struct OutboxStatus {
 pub struct ChannelStatus {
     /// `telegram:default`.
     pub account: String,
+    /// Every instance serves it, and none owns it: WebChat.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub everywhere: bool,
     /// The instance that runs it; absent: none can.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub owner: Option<String>,
@@ -36,7 +39,7 @@ pub struct ChannelStatus {
     pub moving_to: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub previous_owner: Option<String>,
-    /// Whether the platform answers. This and what follows is known to the owner alone: ask it.
+    /// Whether the platform answers. This and what follows is absent when its owner does not say so in time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connected: Option<bool>,
     /// Unix milliseconds of what came in last.

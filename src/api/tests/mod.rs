@@ -178,8 +178,8 @@ fn no_such<T>(what: &str) -> Result<T, ClusterError> {
 }
 
 impl ChannelView for NoChannels {
-    fn channels(&self) -> Result<ChannelList, ClusterError> {
-        Ok(ChannelList::default())
+    fn channels(&self) -> BoxFuture<'_, Result<ChannelList, ClusterError>> {
+        Box::pin(async { Ok(ChannelList::default()) })
     }
 
     fn move_to(&self, account: ChannelAccount, _: InstanceId) -> BoxFuture<'_, Result<ChannelStatus, ClusterError>> {
@@ -296,6 +296,7 @@ impl Setup {
             status: parking_lot::Mutex::new(ClusterStatus { has_quorum: true, ..ClusterStatus::default() }),
             refuses: self.refuses,
         });
+        let commander = commander(id, &models, &agents);
         let gateway = Gateway::new(Parts {
             instance_id: id.clone(),
             store,
@@ -308,6 +309,8 @@ impl Setup {
             metrics: metrics.clone(),
             config: self.config.clone(),
             max_queued: self.max_queued,
+            commander,
+            reset_triggers: vec!["/new".into()],
         });
         Instance {
             router: router(gateway),
@@ -432,16 +435,23 @@ impl SseClient {
     }
 }
 
+fn commander(me: &InstanceId, models: &Models, agents: &Agents) -> Commander {
+    Commander { me: me.clone(), models: models.clone(), agents: agents.clone(), timeout: SOON }
+}
+
 /// Another router over an instance's parts.
 fn gateway_of(instance: &Instance) -> Gateway {
     let config: gateway::Gateway = serde_json::from_value(json!({"auth": {"token": TOKEN}})).unwrap();
+    let (models, agents) = (Models::from_config(&openclaw_config::Models::default()).unwrap(), Agents::default());
     Gateway::new(Parts {
+        commander: commander(&instance.id, &models, &agents),
+        reset_triggers: Vec::new(),
         instance_id: instance.id.clone(),
         store: Arc::new(instance.store.clone()),
         follow: instance.follow.clone(),
         load: Load::default(),
-        models: Models::from_config(&openclaw_config::Models::default()).unwrap(),
-        agents: Agents::default(),
+        models,
+        agents,
         cluster: instance.cluster.clone(),
         channels: Arc::new(NoChannels),
         metrics: instance.metrics.clone(),

@@ -242,3 +242,24 @@ async fn sessions_are_listed_reset_and_deleted() {
     assert_eq!(instance.get("/api/v1/sessions/s1").await.status(), StatusCode::NOT_FOUND);
     assert_eq!(instance.get("/api/v1/sessions/s1/entries").await.status(), StatusCode::NOT_FOUND);
 }
+
+#[tokio::test]
+async fn chat_commands_are_those_of_every_channel() {
+    let instance = Setup::new(Paced::new(2).free()).one();
+    let command = async |text: &str| {
+        body(instance.post("/api/v1/chat/command", json!({"text": text, "sessionKey": "agent:main:web"})).await).await
+    };
+    assert_eq!(command("/retry").await["reply"], "There is nothing to retry.");
+    instance.post("/api/v1/chat", json!({"message": "hello", "sessionKey": "agent:main:web"})).await;
+    let status = command("/status").await["reply"].as_str().unwrap().to_owned();
+    assert!(status.contains("Messages: 2") && status.contains("Model: paced/model"), "{status}");
+    let model = command("/model echo/echo").await;
+    assert_eq!(model, json!({"sessionKey": "agent:main:web", "reply": "The model is echo/echo from now on."}));
+    assert!(command("/help").await["reply"].as_str().unwrap().contains("/retry"));
+    // What is for the model comes back.
+    assert_eq!(command("/new and now?").await["message"], "and now?");
+    assert_eq!(command("/usr/bin/env is a path").await["message"], "/usr/bin/env is a path");
+    assert!(command("/status").await["reply"].as_str().unwrap().contains("Messages: 0"));
+    let refused = instance.post("/api/v1/chat/command", json!({"text": " "})).await;
+    assert_eq!(refused.status(), StatusCode::BAD_REQUEST);
+}

@@ -336,11 +336,47 @@ function writeBox(text) {
 
 function send() {
   const text = box.value.trim();
-  if (text === '' || busy) return;
+  if (text === '') return;
+  // Commands are the gateway's to know: what is none comes back to be sent.
+  if (text.startsWith('/')) command(text);
+  else if (!busy) say(text);
+}
+
+/** @param {string} text */
+function say(text) {
   sessions.setTitle(current.key ?? '', text);
   showTitle();
   writeBox('');
   converse({ post: { message: text, idempotencyKey: uuid() } });
+}
+
+/** Has the gateway carry out a chat command, as on every other channel. @param {string} text */
+async function command(text) {
+  const { signal } = reading;
+  const key = current.key ?? '';
+  writeBox('');
+  try {
+    const options = { method: 'POST', headers: { 'idempotency-key': uuid() }, body: { sessionKey: key, text }, signal };
+    const done = await json('chat/command', options);
+    if (signal.aborted) return;
+    if (done.message && busy) {
+      writeBox(text);
+    } else if (done.message) {
+      say(done.message);
+    } else {
+      const asked = message('user', text);
+      const said = message('system', done.reply);
+      messages.append(asked.item, said.item);
+      $('empty').hidden = true;
+      $('announcer').textContent = done.reply;
+      pinned = true;
+      keepPlace();
+    }
+  } catch (error) {
+    if (signal.aborted) return;
+    if (box.value.trim() === '') writeBox(text);
+    complain(error, null);
+  }
 }
 
 box.addEventListener('input', () => writeBox(box.value));

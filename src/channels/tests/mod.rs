@@ -22,7 +22,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::delivery::Delivery;
-use super::health::Health;
+use super::health::{self, Health};
 use super::intake::{Context, Intake};
 use super::outlet::{Outlet, Pace};
 use super::supervisor::{Configured, Supervisor};
@@ -32,7 +32,9 @@ use super::{Channel, Inbox, InboxError, ReceiveError, Reporter, SendError, SendK
 use crate::cluster::session::Session;
 use crate::cluster::validity::{self, Validity};
 use crate::message::{InboundMessage, Piece, Place, ReplyAddress};
+use crate::metrics::Metrics;
 use crate::models::Models;
+use crate::sessions::commands::Commander;
 use crate::sessions::follow::{self, Follow, NoRelay};
 use crate::sessions::live::{self, Hub};
 use crate::store::SessionStore;
@@ -281,7 +283,7 @@ impl Delivering {
         let tenure = Tenure::endless(lease(&store).fencing_token);
         let ended = tenure.ended.clone();
         let hub = Hub::new(live::Limits::default());
-        let outlet = Outlet::new(Arc::new(store.clone()), platform.clone(), settings, tenure, FAST);
+        let outlet = Outlet::new(Arc::new(store.clone()), platform.clone(), settings, tenure, FAST, metrics());
         let writing = Writing::new(outlet.clone(), follow(&store, "node-1", hub.clone()));
         let delivery = Delivery::new(outlet, writing.clone());
         let task = tokio::spawn(async move {
@@ -436,11 +438,20 @@ fn context(store: &MemoryStore, me: &str) -> Context {
     Context {
         me: instance(me),
         store: Arc::new(store.clone()),
-        models: Models::from_config(&config.models).unwrap(),
-        agents: config.agents.clone(),
+        commander: Commander {
+            me: instance(me),
+            models: Models::from_config(&config.models).unwrap(),
+            agents: config.agents.clone(),
+            timeout: PATIENCE,
+        },
         session: config.session.clone(),
         max_queued: 2,
+        metrics: metrics(),
     }
+}
+
+fn metrics() -> Metrics {
+    Metrics::new().unwrap()
 }
 
 /// An intake of everybody's messages on `node-1`.
@@ -629,7 +640,7 @@ impl Node {
         let epoch = register(store, name);
         let validity = Validity::start(Duration::from_secs(60), Duration::from_millis(10)).unwrap();
         validity.confirmed(epoch, validity::now());
-        let (session, health, stop) = (Session::for_tests(epoch), Health::default(), CancellationToken::new());
+        let (session, health, stop) = (Session::for_tests(epoch), Health::new(metrics()), CancellationToken::new());
         let supervisor = Supervisor {
             context: context(store, name),
             follow: follow(store, name, Hub::new(live::Limits::default())),
@@ -641,6 +652,11 @@ impl Node {
         let task = tokio::spawn(supervisor.run(stop.clone()));
         Self { validity, session, health, stop, task, epoch }
     }
+
+    /// What this instance knows of the account.
+    fn status(&self) -> health::Status {
+        self.health.all().pop().map(|(_, status)| status).unwrap_or_default()
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -649,8 +665,8 @@ async fn an_account_runs_where_its_lease_is_and_moves_without_an_overlap() {
     let one = Node::start(&store, "node-1", &platform);
     let two = Node::start(&store, "node-2", &platform);
     platform.until("the first owner", |state| state.tokens.len() == 1).await;
-    assert!(one.health.of(&account()).unwrap().connected);
-    assert_eq!(two.health.of(&account()), None);
+    assert!(one.status().connected);
+    assert!(!two.status().runs);
 
     store.apply(Command::MoveLease(MoveLease { account: account().into(), to: "node-2".into() }));
     platform.until("the second owner", |state| state.tokens.len() == 2 && state.receivers == 1).await;
@@ -734,11 +750,11 @@ async fn receiving_begins_again_after_a_fault_which_status_shows() {
     let one = Node::start(&store, "node-1", &platform);
     platform.until("another attempt", |state| state.tokens.len() == 2).await;
     let began = std::time::Instant::now();
-    while one.health.of(&account()).is_none_or(|status| !status.connected) {
+    while !one.status().connected {
         assert!(began.elapsed() < PATIENCE);
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
-    assert_eq!(one.health.of(&account()).unwrap().last_error, None);
+    assert_eq!(one.status().last_error, None);
     one.stop.cancel();
     timeout(PATIENCE, one.task).await.unwrap().unwrap();
 }
