@@ -21,7 +21,8 @@ use tokio::task::JoinHandle;
 use super::{Common, READY, Report, SHOWN, rerun};
 use crate::client::{Protocol, Reply};
 use crate::cluster::{self, Cluster, free_ports};
-use crate::fakes::telegram::{self, BotId, ChatId, Handle, Label, MessageId, Method, Recorded, UserId};
+use crate::fakes::Label;
+use crate::fakes::telegram::{self, BotId, ChatId, Handle, MessageId, Method, Recorded, UserId};
 use crate::figures::Summary;
 use crate::network::process_of;
 
@@ -196,7 +197,7 @@ pub async fn run(options: Options) -> Result<Report> {
 }
 
 async fn start_telegram(address: SocketAddr, names: Names) -> Result<Handle> {
-    let label = Label::new(move |peer| {
+    let label = Label::new(move |peer, _| {
         let names = names.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let pid = process_of(peer, address, names.keys().copied())?;
         names.get(&pid).cloned()

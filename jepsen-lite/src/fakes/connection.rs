@@ -1,5 +1,6 @@
-//! The accept loop of every fake, and what a handler may do to the connection that its request came on.
+//! The accept loop of every fake, what a handler may do to the connection that its request came on, and who is at its other end.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -12,19 +13,39 @@ use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
+/// What a test calls a fake's callers, by the caller's address and ours: asked once per connection, at its first request,
+/// while its socket is still open.
+#[derive(Clone)]
+pub struct Label(Arc<Name>);
+
+type Name = dyn Fn(SocketAddr, SocketAddr) -> Option<String> + Send + Sync;
+
+impl Label {
+    pub fn new(name: impl Fn(SocketAddr, SocketAddr) -> Option<String> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(name))
+    }
+}
+
+impl fmt::Debug for Label {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Label")
+    }
+}
+
 /// The connection of a request; handlers find it among the request's extensions.
 #[derive(Clone)]
 pub(super) struct Connection {
     number: u64,
     peer: SocketAddr,
+    local: SocketAddr,
     name: Arc<OnceLock<Option<String>>>,
     cut: Arc<Notify>,
     afterwards: Arc<Mutex<Option<BoxFuture<'static, ()>>>>,
 }
 
 impl Connection {
-    fn new(number: u64, peer: SocketAddr) -> Self {
-        Self { number, peer, name: Arc::default(), cut: Arc::default(), afterwards: Arc::default() }
+    fn new(number: u64, peer: SocketAddr, local: SocketAddr) -> Self {
+        Self { number, peer, local, name: Arc::default(), cut: Arc::default(), afterwards: Arc::default() }
     }
 
     /// Counts the server's connections from 0.
@@ -36,14 +57,9 @@ impl Connection {
         self.peer
     }
 
-    /// What the server calls the peer, once it was asked.
-    pub(super) fn name(&self) -> Option<String> {
-        self.name.get().cloned().flatten()
-    }
-
-    /// Asks what the peer is called, the first time alone.
-    pub(super) fn name_with(&self, ask: impl FnOnce() -> Option<String>) {
-        self.name.get_or_init(ask);
+    /// What the test calls the peer.
+    pub(super) fn name(&self, label: Option<&Label>) -> Option<String> {
+        self.name.get_or_init(|| label.and_then(|Label(name)| name(self.peer, self.local))).clone()
     }
 
     /// Breaks the connection, whatever is on it.
@@ -79,10 +95,8 @@ pub(super) async fn serve(listener: TcpListener, router: Router) {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                     continue;
                 };
-                if stream.set_nodelay(true).is_err() {
-                    continue;
-                }
-                let connection = Connection::new(number, peer);
+                let Ok(local) = stream.set_nodelay(true).and_then(|()| stream.local_addr()) else { continue };
+                let connection = Connection::new(number, peer, local);
                 number += 1;
                 let service = TowerToHyperService::new(router.clone().layer(Extension(connection.clone())));
                 connections.spawn(async move {

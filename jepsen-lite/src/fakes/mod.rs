@@ -28,6 +28,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
 use behaviour::{Behaviour, Fault};
+pub use connection::Label;
 pub use record::{Ended, Recorded};
 use record::{Record, Running};
 

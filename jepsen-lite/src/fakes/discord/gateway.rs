@@ -52,7 +52,7 @@ pub(super) fn upgrade(
     };
     let user_agent = text(request.headers(), &header::USER_AGENT);
     let upgraded = hyper::upgrade::on(&mut request);
-    let (shared, peer) = (shared.clone(), connection.peer());
+    let (shared, peer, caller) = (shared.clone(), connection.peer(), shared.name(connection));
     connection.afterwards(Box::pin(async move {
         let Ok(upgraded) = upgraded.await else {
             return;
@@ -63,7 +63,7 @@ pub(super) fn upgrade(
             ..WebSocketConfig::default()
         };
         let socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await;
-        let number = shared.change(|state| state.connect(peer, door, user_agent));
+        let number = shared.change(|state| state.connect(peer, caller, door, user_agent));
         let changes = shared.changes();
         Gateway { shared, number, socket, changes }.run(version).await;
     }));

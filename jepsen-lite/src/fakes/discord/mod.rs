@@ -33,6 +33,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
+use super::Label;
 use super::connection::serve;
 use faults::Order;
 pub use faults::{Fault, Route, Which};
@@ -66,6 +67,8 @@ pub struct Options {
     pub limits: Limits,
     /// How many entries the record keeps; the oldest are forgotten first.
     pub remembered: usize,
+    /// Absent: the record names nobody.
+    pub label: Option<Label>,
 }
 
 impl Default for Options {
@@ -80,6 +83,7 @@ impl Default for Options {
             nonce_lifetime: Duration::from_secs(300),
             limits: Limits::default(),
             remembered: 100_000,
+            label: None,
         }
     }
 }

@@ -34,6 +34,8 @@ pub struct Recorded {
     /// Absent: a request being answered, or a connection that is open. What takes no time ends when it starts.
     pub ended: Option<Moment>,
     pub peer: SocketAddr,
+    /// What `Options::label` calls the peer.
+    pub caller: Option<String>,
     /// Which connection to the gateway, counted from 1; absent for requests.
     pub connection: Option<u64>,
     pub session: Option<String>,
@@ -265,6 +267,7 @@ mod tests {
             started: at,
             ended: Some(at),
             peer: SocketAddr::from(([127, 0, 0, 1], u16::try_from(connection).unwrap())),
+            caller: None,
             connection: Some(connection),
             session: Some("s".to_owned()),
             what,

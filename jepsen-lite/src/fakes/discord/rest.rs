@@ -140,6 +140,8 @@ pub(super) async fn answer(
     Extension(connection): Extension<Connection>,
     request: Request<Body>,
 ) -> Response {
+    // Before anything else: a process that dies next cannot be asked for any more.
+    shared.name(&connection);
     if gateway::is_upgrade(request.headers()) {
         let mut running = Running::begin(&shared, &connection, &request, Some(Route::Connect), Value::Null);
         match fail(&shared, &connection, &mut running, Some(Route::Connect)).await {
@@ -298,6 +300,7 @@ impl Running {
             started: Moment::now(),
             ended: None,
             peer: connection.peer(),
+            caller: shared.name(connection),
             connection: None,
             session: None,
             what,

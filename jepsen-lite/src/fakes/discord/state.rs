@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use super::super::Label;
+use super::super::connection::Connection;
 use super::faults::{Faults, Order, Which};
 use super::limits::{RateLimits, Starts};
 use super::record::{By, Door, Moment, Record, Recorded, Shard, What};
@@ -16,6 +18,7 @@ use super::world::{Draft, Id, Message, World};
 use super::{Options, SENDS_PER_MINUTE, close, intents};
 
 pub(super) struct Shared {
+    label: Option<Label>,
     state: Mutex<State>,
     /// Counts changes, so that those who wait look again.
     changed: watch::Sender<u64>,
@@ -23,6 +26,7 @@ pub(super) struct Shared {
 
 impl Shared {
     pub(super) fn new(options: Options, gateway: SocketAddr, resume: SocketAddr) -> Self {
+        let label = options.label.clone();
         let state = State {
             world: World::new(),
             sessions: Sessions::new(options.session_lifetime),
@@ -37,7 +41,11 @@ impl Shared {
             resume,
             options,
         };
-        Self { state: Mutex::new(state), changed: watch::Sender::new(0) }
+        Self { label, state: Mutex::new(state), changed: watch::Sender::new(0) }
+    }
+
+    pub(super) fn name(&self, connection: &Connection) -> Option<String> {
+        connection.name(self.label.as_ref())
     }
 
     /// For reading: nobody is told.
@@ -75,6 +83,7 @@ pub(super) struct State {
 
 pub(super) struct Link {
     pub(super) peer: SocketAddr,
+    caller: Option<String>,
     pub(super) session: Option<String>,
     orders: VecDeque<Order>,
     pub(super) acknowledges: bool,
@@ -109,26 +118,34 @@ impl State {
     }
 
     fn note(&mut self, number: u64, session: Option<String>, what: What) {
-        let Some(peer) = self.links.get(&number).map(|link| link.peer) else {
+        let Some(Link { peer, caller, .. }) = self.links.get(&number) else {
             return;
         };
-        let now = Moment::now();
-        self.record.push(Recorded { started: now, ended: Some(now), peer, connection: Some(number), session, what });
+        let (peer, caller, now) = (*peer, caller.clone(), Moment::now());
+        let connection = Some(number);
+        self.record.push(Recorded { started: now, ended: Some(now), peer, caller, connection, session, what });
     }
 
-    pub(super) fn connect(&mut self, peer: SocketAddr, door: Door, user_agent: Option<String>) -> u64 {
+    pub(super) fn connect(
+        &mut self,
+        peer: SocketAddr,
+        caller: Option<String>,
+        door: Door,
+        user_agent: Option<String>,
+    ) -> u64 {
         self.opened += 1;
         let what = What::Connected { door, user_agent };
         let entry = self.record.push(Recorded {
             started: Moment::now(),
             ended: None,
             peer,
+            caller: caller.clone(),
             connection: Some(self.opened),
             session: None,
             what,
         });
-        let link =
-            Link { peer, session: None, orders: VecDeque::new(), acknowledges: true, sends: VecDeque::new(), entry };
+        let (orders, sends) = (VecDeque::new(), VecDeque::new());
+        let link = Link { peer, caller, session: None, orders, acknowledges: true, sends, entry };
         self.links.insert(self.opened, link);
         self.opened
     }

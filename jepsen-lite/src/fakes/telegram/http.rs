@@ -31,10 +31,10 @@ async fn handle(
     Extension(connection): Extension<Connection>,
     request: Request,
 ) -> Response {
-    connection.name_with(|| server.options.label.as_ref().and_then(|label| label.of(connection.peer())));
+    let poller = connection.name(server.options.label.as_ref());
     let (token, called) = split(request.uri().path());
     let bot = server.read(|state| state.bot_of(&token));
-    let running = server.record.begin(&connection, bot, &called);
+    let running = server.record.begin(&connection, poller, bot, &called);
     let result = match parameters(request).await {
         Ok(parameters) => {
             running.set_parameters(parameters.clone().into_map(), &token);

@@ -47,6 +47,7 @@ pub use text::{Entity, EntityKind, MAX_TEXT};
 pub use user::{Pressed, Said, Saying};
 pub use webhook::WebhookState;
 
+use super::Label;
 use server::Server;
 
 /// A bot, as @BotFather makes one.
@@ -124,26 +125,6 @@ impl Default for Timing {
             webhook_retry_most: seconds(60),
             webhook_gone: seconds(23 * 3600),
         }
-    }
-}
-
-/// What a test calls the pollers: asked once per connection, at its first request, while its socket is still open.
-#[derive(Clone)]
-pub struct Label(Arc<dyn Fn(SocketAddr) -> Option<String> + Send + Sync>);
-
-impl Label {
-    pub fn new(name: impl Fn(SocketAddr) -> Option<String> + Send + Sync + 'static) -> Self {
-        Self(Arc::new(name))
-    }
-
-    fn of(&self, peer: SocketAddr) -> Option<String> {
-        (self.0)(peer)
-    }
-}
-
-impl fmt::Debug for Label {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Label")
     }
 }
 

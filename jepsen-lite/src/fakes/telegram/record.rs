@@ -115,7 +115,13 @@ impl Record {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn begin(self: &Arc<Self>, connection: &Connection, bot: Option<BotId>, called: &str) -> Running {
+    pub(super) fn begin(
+        self: &Arc<Self>,
+        connection: &Connection,
+        poller: Option<String>,
+        bot: Option<BotId>,
+        called: &str,
+    ) -> Running {
         let mut state = self.state();
         let number = state.forgotten + state.requests.len() as u64;
         state.requests.push_back(Recorded {
@@ -126,7 +132,7 @@ impl Record {
             parameters: Map::new(),
             connection: connection.number(),
             peer: connection.peer(),
-            poller: connection.name(),
+            poller,
             started: Moment::now(),
             ended: None,
         });

@@ -207,6 +207,20 @@ async fn two_sessions_of_a_shard_both_hear_everything_and_the_record_shows_it() 
 }
 
 #[tokio::test]
+async fn the_record_names_callers_at_either_door() {
+    let label = Label::new(|_, local| Some(local.to_string()));
+    let handle = fake(Options { label: Some(label), ..options() }).await;
+    let (_one, ready) = Raw::ready(&handle, ALL).await;
+    Raw::resume(&handle, &ready["session_id"], 1).await.event("RESUMED").await;
+    let names = |is: fn(&What) -> bool| -> Vec<String> {
+        handle.record().into_iter().filter(|entry| is(&entry.what)).filter_map(|entry| entry.caller).collect()
+    };
+    let (first, second) = (handle.address().to_string(), handle.resume_address.to_string());
+    assert_eq!(names(|what| matches!(what, What::Request(_))), [first.clone(), second.clone()]);
+    assert_eq!(names(|what| matches!(what, What::Identify { .. } | What::Resume { .. })), [first, second]);
+}
+
+#[tokio::test]
 async fn who_resumes_a_session_takes_it_from_its_connection() {
     let handle = fake(options()).await;
     let (mut one, ready) = Raw::ready(&handle, ALL).await;

@@ -191,7 +191,7 @@ async fn a_poll_that_its_client_gave_up_is_recorded_as_that() {
 
 #[tokio::test]
 async fn a_poller_with_a_name_is_one_however_many_connections_it_has() {
-    let named = |name: &'static str| Label::new(move |_| Some(name.to_owned()));
+    let named = |name: &'static str| Label::new(move |_, _| Some(name.to_owned()));
     let handle = started(Options { label: Some(named("gateway-1")), ..options() }).await;
     let first = poll(&handle);
     handle.wait_for_poll(BOT, WITHIN).await.unwrap();
