@@ -1,5 +1,5 @@
-//! The built binary with a Telegram bot, against a Bot API server that is not Telegram's: who owns it, who may write, and
-//! that each message gets one answer while owners die and move. `cargo jepsen channels` does the same for longer.
+//! The built binary with a bot, against platforms that are not Telegram and Discord: who owns it, who may write, and that each
+//! message gets one answer while owners die and move. `cargo jepsen channels` does the same for longer.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -10,7 +10,6 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use jepsen_lite::cluster::{Cluster, Options};
 use jepsen_lite::commands::channels;
-use jepsen_lite::fakes::discord;
 use jepsen_lite::fakes::telegram::{self, BotId, ChatId, Handle, Method, UserId};
 use serde_json::{Value, json};
 
@@ -44,6 +43,17 @@ async fn an_owner_that_is_cut_off_stops_to_poll_before_the_next_begins() -> Resu
 #[tokio::test(flavor = "multi_thread")]
 async fn a_planned_move_loses_and_doubles_nothing() -> Result<()> {
     broken(&["--fault", "move", "--rounds", "5", "--seed", "3"]).await
+}
+
+/// Each owner goes on with the session of the one before, which the run counts.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_discord_session_outlives_its_owners_and_each_message_gets_one_answer() -> Result<()> {
+    broken(&["--platform", "discord", "--fault", "kill", "--rounds", "2", "--seed", "3"]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_planned_move_of_a_discord_bot_loses_and_doubles_nothing() -> Result<()> {
+    broken(&["--platform", "discord", "--fault", "move", "--rounds", "3", "--seed", "3"]).await
 }
 
 async fn fake() -> Result<(Handle, BotId)> {
@@ -155,46 +165,5 @@ async fn a_webhook_is_taken_by_any_instance_with_the_secret_and_by_none_without(
         }
         ensure!(request.send().await?.status() == 401, "{secret:?} opened the webhook");
     }
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_discord_session_goes_on_with_the_next_owner_and_each_message_has_one_answer() -> Result<()> {
-    let discord = discord::start(SocketAddr::from(([127, 0, 0, 1], 0)), discord::Options::default()).await?;
-    let settings = json!({"discord": {"token": "fake-token", "apiRoot": discord.base_url(), "dmPolicy": "open", "allowFrom": ["*"]}});
-    let options = Options::new(env!("CARGO_BIN_EXE_openclaw"), 3).written("channels", settings);
-    let mut cluster = Cluster::start(options, SOON).await?;
-    let ann = discord.user("ann");
-    let dm = discord.dm(ann)?;
-    let starts = discord.starts_remaining();
-    discord.wait_for_sessions(1, SOON).await?;
-    let answered = async |n: usize| {
-        let text = format!("message {n}");
-        discord.wait_for_message(dm, SOON, |message| message.by_bot && message.content.contains(&text)).await
-    };
-    discord.say(dm, ann, "message 0")?;
-    answered(0).await?;
-    for n in 1..=3 {
-        let channels = operate(&cluster, &["channels", "status"])?;
-        let owner = channels["channels"][0]["owner"].as_str().context("an owner")?.to_owned();
-        let index = cluster.instances().iter().position(|one| one.id.as_str() == owner).context("an instance")?;
-        if index == 0 {
-            // The one that operators ask stays: what it owns goes to another first.
-            operate(&cluster, &["channels", "move", "discord", "node-2"])?;
-            discord.say(dm, ann, &format!("message {n}"))?;
-            answered(n).await?;
-            continue;
-        }
-        cluster.instance(index).process.kill()?;
-        discord.say(dm, ann, &format!("message {n}"))?;
-        answered(n).await?;
-        cluster.start_one(index)?;
-        cluster.instance(index).wait_ready(SOON).await?;
-    }
-    let replies: Vec<_> = discord.messages(dm).into_iter().filter(|message| message.by_bot).collect();
-    ensure!(replies.len() == 4, "{replies:#?}");
-    ensure!(starts - discord.starts_remaining() <= 1, "one session for all owners: each of them resumed it");
-    let alarms = cluster.alarms()?;
-    ensure!(alarms.is_empty(), "{alarms:?}");
     Ok(())
 }

@@ -3,9 +3,11 @@
 //! What an operator does is done here: write configuration files, start, stop, wait until ready, look at logs. All
 //! instances are dead when the cluster is dropped, also by a panic; their directories stay when something went wrong.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -17,7 +19,7 @@ use rand::Rng;
 use tempfile::TempDir;
 
 use crate::client::{Client, Protocol, Reply};
-use crate::network::Network;
+use crate::network::{Network, process_of};
 use crate::process::{Process, Program};
 
 /// Ports to choose from: below the range from which the kernel takes ports for outgoing connections, so that nobody
@@ -35,6 +37,26 @@ const ALARMS: [&str; 3] = ["panic", "fatal", "assertion"];
 /// How many such lines are reported.
 const MAX_FINDINGS: usize = 20;
 
+/// Which process is which instance, for whoever sees their connections. The cluster that it is given to keeps it: each process
+/// is in it before it can connect to anything.
+#[derive(Debug, Clone, Default)]
+pub struct Names(Arc<Mutex<BTreeMap<u32, String>>>);
+
+impl Names {
+    /// The instance that opened the connection from `peer` to `local`, as long as it is open.
+    pub fn of(&self, peer: SocketAddr, local: SocketAddr) -> Option<String> {
+        let names = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let pid = process_of(peer, local, names.keys().copied())?;
+        names.get(&pid).cloned()
+    }
+
+    fn set(&self, pid: u32, id: &InstanceId) {
+        let mut names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        names.retain(|_, name| name != id.as_str());
+        names.insert(pid, id.to_string());
+    }
+}
+
 /// What to start.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -50,6 +72,7 @@ pub struct Options {
     pub proxied: bool,
     /// Where directories and logs go; absent: a temporary directory, which is removed when all went well.
     pub directory: Option<PathBuf>,
+    pub names: Names,
 }
 
 impl Options {
@@ -62,6 +85,7 @@ impl Options {
             written: serde_json::Map::new(),
             proxied: false,
             directory: None,
+            names: Names::default(),
         }
     }
 
@@ -84,6 +108,12 @@ impl Options {
 
     pub fn directory(mut self, directory: Option<PathBuf>) -> Self {
         self.directory = directory;
+        self
+    }
+
+    /// Has the instances' names kept there.
+    pub fn names(mut self, names: &Names) -> Self {
+        self.names = names.clone();
         self
     }
 }
@@ -136,6 +166,7 @@ pub struct Cluster {
     // Dropped first, so that no process writes to a directory that is being removed.
     instances: Vec<Instance>,
     network: Option<Network>,
+    names: Names,
     directory: Directory,
     keep: bool,
 }
@@ -225,7 +256,7 @@ impl Cluster {
             });
             instances.push(Instance { id, http, peer, data, process, client: Client::new(http, Protocol::Http1, ASK) });
         }
-        Ok(Self { instances, network, directory, keep: false })
+        Ok(Self { instances, network, names: options.names, directory, keep: false })
     }
 
     pub fn len(&self) -> usize {
@@ -264,8 +295,11 @@ impl Cluster {
     pub fn start_one(&mut self, index: usize) -> Result<()> {
         let instance = &mut self.instances[index];
         instance.process.start()?;
-        if let (Some(network), Some(pid)) = (&self.network, instance.process.pid()) {
-            network.set_owner(pid, index);
+        if let Some(pid) = instance.process.pid() {
+            self.names.set(pid, &instance.id);
+            if let Some(network) = &self.network {
+                network.set_owner(pid, index);
+            }
         }
         Ok(())
     }
@@ -528,6 +562,36 @@ mod tests {
         let settings: Config = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
         assert!(!settings.cluster.is_clustered());
         assert_eq!(settings.cluster.raft.log_keep, 7);
+    }
+
+    #[test]
+    fn a_connection_has_the_name_of_the_process_that_opened_it() {
+        let (names, id) = (Names::default(), InstanceId::parse("node-1").unwrap());
+        let listener = TcpListener::bind(local(0)).unwrap();
+        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let ends = (client.local_addr().unwrap(), listener.local_addr().unwrap());
+        assert_eq!(names.of(ends.0, ends.1), None);
+        names.set(std::process::id(), &id);
+        assert_eq!(names.of(ends.0, ends.1).as_deref(), Some("node-1"));
+        names.set(u32::MAX, &id);
+        assert_eq!(names.of(ends.0, ends.1), None, "it was started again, as another process");
+    }
+
+    #[tokio::test]
+    async fn every_start_says_which_process_is_which_instance() {
+        let directory = tempfile::tempdir().unwrap();
+        let openclaw = stand_in(directory.path(), "exec sleep 600");
+        let names = Names::default();
+        let mut cluster = Cluster::prepare(Options::new(openclaw, 2).names(&names)).await.unwrap();
+        for _ in 0..2 {
+            cluster.start_all().unwrap();
+            let known: Vec<(u32, String)> = names.0.lock().unwrap().clone().into_iter().collect();
+            let mut expected: Vec<(u32, String)> =
+                pids(&cluster).into_iter().zip(["node-1".to_owned(), "node-2".to_owned()]).collect();
+            expected.sort_unstable();
+            assert_eq!(known, expected);
+            cluster.kill_all().unwrap();
+        }
     }
 
     #[tokio::test]

@@ -22,7 +22,7 @@ enum Command {
     Failover(failover::Options),
     /// Durable writes per second and their latency, beside etcd and the disk's own fdatasync
     Bench(bench::Options),
-    /// Kill, pause, cut off or relieve the owner of a Telegram bot under a stream of messages; each gets one answer
+    /// Kill, pause, cut off or relieve the owner of a bot on Telegram or Discord under a stream of messages; each gets one answer
     Channels(channels::Options),
     /// Idle memory, time from start to serving, size of the binary
     Footprint(footprint::Options),

@@ -1,0 +1,119 @@
+//! A Telegram bot under `channels`: an owner is who polls.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use super::{GIVE_UP, PEOPLE, Platform, Sessions, label};
+use crate::checkers::answers::{Answered, Question};
+use crate::checkers::single_owner::{Listened, Word};
+use crate::cluster::Names;
+use crate::commands::READY;
+use crate::fakes::telegram::{self, BotId, ChatId, Handle, Method, Recorded, UserId};
+
+const TOKEN: &str = "7000001:harness-harness-harness-harness-h";
+/// Far more than a round asks for.
+const REMEMBERED: usize = 5000;
+
+pub(super) struct Telegram {
+    handle: Handle,
+    bot: BotId,
+    people: Vec<i64>,
+}
+
+impl Telegram {
+    pub(super) async fn start(names: &Names) -> Result<Self> {
+        let options = telegram::Options {
+            label: Some(label(names)),
+            remembered: REMEMBERED,
+            ..telegram::Options::with_bots(&[TOKEN])
+        };
+        let handle = telegram::start(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), options).await?;
+        let people: Vec<i64> = (1..).take(PEOPLE).collect();
+        for person in &people {
+            handle.add_user(UserId(*person), "Ann", None);
+        }
+        Ok(Self { handle, bot: telegram::Account::new(TOKEN).id(), people })
+    }
+}
+
+impl Platform for Telegram {
+    const NAME: &'static str = "telegram";
+    const BEGINNING: &'static str = "first poll";
+
+    fn settings(&self) -> Value {
+        json!({"telegram": {
+            "botToken": TOKEN,
+            "apiRoot": self.handle.api_url(),
+            "dmPolicy": "open",
+            "allowFrom": ["*"],
+            "unknown": "hold",
+        }})
+    }
+
+    async fn is_listened_to(&self) -> Result<()> {
+        self.handle.wait_for_poll(self.bot, READY).await
+    }
+
+    fn say(&self, n: usize, text: &str) -> Result<Question> {
+        let person = self.people[n % self.people.len()];
+        let said = self.handle.say(self.bot, ChatId(person), UserId(person), text)?;
+        Ok(Question { chat: person.to_string(), message: said.message.to_string() })
+    }
+
+    async fn next_owner(&self, old: &str, after: Instant) -> Result<(String, Instant)> {
+        let is = |request: &Recorded| polls(request) && request.started.at > after && another(request, old);
+        let first = self.handle.wait_for_request(is, GIVE_UP).await?;
+        Ok((first.poller.context("a poller with a name")?, first.started.at))
+    }
+
+    fn listened(&self) -> Vec<Listened> {
+        listened(&self.handle.requests())
+    }
+
+    fn words(&self) -> Vec<Word> {
+        let word =
+            |request: &Recorded| Word { who: who(request), what: request.called.clone(), at: request.started.at };
+        self.handle.requests().iter().map(word).collect()
+    }
+
+    fn answered(&self) -> Vec<Answered> {
+        let mut answered = Vec::new();
+        for person in &self.people {
+            answered.extend(self.handle.messages(self.bot, ChatId(*person)).into_iter().map(|message| Answered {
+                chat: person.to_string(),
+                to: message.reply_to.map(|to| to.to_string()),
+                at: message.date,
+            }));
+        }
+        answered
+    }
+
+    fn sessions(&self) -> Option<Sessions> {
+        None
+    }
+}
+
+fn polls(request: &Recorded) -> bool {
+    request.method == Some(Method::GetUpdates)
+}
+
+fn another(request: &Recorded, old: &str) -> bool {
+    request.poller.as_deref().is_some_and(|poller| poller != old)
+}
+
+/// Who has no name is nobody else.
+fn who(request: &Recorded) -> String {
+    request.poller.clone().unwrap_or_else(|| format!("somebody at {}", request.peer))
+}
+
+fn listened(requests: &[Recorded]) -> Vec<Listened> {
+    let one = |request: &Recorded| Listened {
+        who: who(request),
+        from: request.started.at,
+        to: request.ended.map(|(ended, _)| ended.at),
+    };
+    requests.iter().filter(|request| polls(request)).map(one).collect()
+}
