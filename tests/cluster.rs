@@ -7,11 +7,13 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use clap::Parser;
 use jepsen_lite::client::{Answer, Client, Failure, Protocol, Reader, Reply, append_until};
 use jepsen_lite::cluster::{Cluster, Options};
+use jepsen_lite::commands::turns;
 use jepsen_lite::network::Balancer;
 use jepsen_lite::workloads::append::{self, Load};
-use openclaw_proto::http::{ChatRequest, Entry, ErrorCode, Role, TurnState};
+use openclaw_proto::http::{ChatRequest, Entry, ErrorCode, Role};
 use openclaw_proto::ids::{IdempotencyKey, SessionKey};
 
 /// For anything that ends by itself.
@@ -139,57 +141,19 @@ fn check_count(answer: &Answer) {
     assert_eq!(answer.streamed, answer.text);
 }
 
-/// Who is killed while it runs a turn and streams it.
-#[derive(Debug, Clone, Copy)]
-enum Runner {
-    Leader,
-    Follower,
-}
-
-async fn check_killed_mid_stream(runner: Runner) -> Result<()> {
-    run(options(), async |cluster| {
-        let leader = cluster.leader(SOON).await?;
-        let victim = match runner {
-            Runner::Leader => leader,
-            Runner::Follower => (leader + 1) % 3,
-        };
-        let clients = clients(cluster);
-        let talk = session("counting")?;
-        let mut reader = Reader::start(&clients, victim, &say(&talk, &count()), &key("count")?).await?;
-        reader.read_deltas(5, soon()).await?;
-        cluster.instance(victim).process.kill()?;
-        let answer = reader.finish(soon()).await?;
-        check_count(&answer);
-        assert!(answer.reconnects >= 1 && answer.restarts >= 1, "{answer:?}");
-
-        let survivor = &clients[(victim + 1) % 3];
-        let turn = survivor.turn(&answer.turn).await.ok()?;
-        assert_eq!(turn.state, TurnState::Done);
-        assert!(turn.attempt >= 2, "{turn:?}");
-        // The same key again is the same turn with the same reply, though its runner is dead.
-        let again = survivor.chat(&say(&talk, &count()), &key("count")?).await.ok()?;
-        assert_eq!((again.turn_id.as_str(), &again.reply.entry_id), (answer.turn.as_str(), &answer.entry_id));
-
-        cluster.start_one(victim)?;
-        cluster.instance(victim).wait_ready(SOON).await?;
-        for transcript in transcripts(cluster, &talk).await? {
-            let roles: Vec<Role> = transcript.iter().map(|entry| entry.role).collect();
-            assert_eq!(roles, [Role::User, Role::Assistant], "one message, one answer");
-            assert_eq!((&transcript[1].id, &transcript[1].text), (&answer.entry_id, &answer.text));
-        }
-        Ok(())
-    })
-    .await
+#[derive(Parser)]
+struct Arguments {
+    #[command(flatten)]
+    options: turns::Options,
 }
 
 #[tokio::test]
-async fn a_reader_gets_one_whole_answer_when_the_leader_dies_mid_stream() -> Result<()> {
-    check_killed_mid_stream(Runner::Leader).await
-}
-
-#[tokio::test]
-async fn a_reader_gets_one_whole_answer_when_a_follower_dies_mid_stream() -> Result<()> {
-    check_killed_mid_stream(Runner::Follower).await
+async fn a_reader_gets_one_whole_answer_when_the_leader_or_a_follower_dies_mid_stream() -> Result<()> {
+    let arguments = ["test", "--openclaw", env!("CARGO_BIN_EXE_openclaw"), "--rounds", "2", "--seed", "3"];
+    let report = turns::run(Arguments::parse_from(arguments).options).await?;
+    ensure!(report.passed, "{}", report.text);
+    ensure!(report.json["leadersKilled"] == 1, "the leader first, then another: {}", report.text);
+    Ok(())
 }
 
 #[tokio::test]

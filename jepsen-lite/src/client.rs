@@ -426,6 +426,8 @@ pub struct Reader {
     reconnects: u32,
     last_event: Instant,
     longest_gap: Duration,
+    /// Of the connection that is open.
+    events: u64,
 }
 
 impl Reader {
@@ -452,6 +454,7 @@ impl Reader {
             reconnects: 0,
             last_event: Instant::now(),
             longest_gap: Duration::ZERO,
+            events: 1,
         })
     }
 
@@ -470,6 +473,22 @@ impl Reader {
             }
         }
         Ok(())
+    }
+
+    /// Reads until the answer goes on after a break: until an event of another attempt than now, or over another connection,
+    /// however often it takes to get one. Answers when that was, and the answer if it was the end.
+    ///
+    /// # Errors
+    /// When the stream shows what a reader must never see, or at the deadline.
+    pub async fn read_past_break(&mut self, deadline: Instant) -> Result<(Instant, Option<Answer>)> {
+        let (reconnects, restarts) = (self.reconnects, self.restarts);
+        loop {
+            let answer = self.step(deadline).await?;
+            let elsewhere = self.reconnects > reconnects && self.events > 0;
+            if answer.is_some() || elsewhere || self.restarts > restarts {
+                return Ok((self.last_event, answer));
+            }
+        }
     }
 
     /// Drops the connection, as a client does that walks out of its network; the next read goes on at another instance.
@@ -514,6 +533,7 @@ impl Reader {
             Reply::Ok(stream) => {
                 self.stream = Some(stream);
                 self.reconnects += 1;
+                self.events = 0;
             }
             Reply::Failed(Failure { code: Some(code), message, .. }) if !code.retryable() => {
                 bail!("resume of {} refused: {} {message}", self.turn, code.as_str())
@@ -527,6 +547,7 @@ impl Reader {
         let now = Instant::now();
         self.longest_gap = self.longest_gap.max(now - self.last_event);
         self.last_event = now;
+        self.events += 1;
         if let Some(id) = &event.id {
             let next: StreamPosition = id.parse()?;
             ensure!(next.turn == self.turn, "event {id} is of another turn than {}", self.turn);
@@ -666,6 +687,12 @@ mod tests {
         let request = ChatRequest { message: "one two three".into(), ..ChatRequest::default() };
         let mut reader = Reader::start(&clients, 0, &request, &key("a")).await.unwrap();
         reader.read_deltas(1, soon()).await.unwrap();
+        let (_, answer) = reader.read_past_break(soon()).await.unwrap();
+        assert_eq!(
+            (answer, reader.deltas, reader.reconnects),
+            (None, 2, 1),
+            "the first event of the second connection"
+        );
         // The fake closes each connection after two events, so the rest takes several.
         let answer = reader.finish(soon()).await.unwrap();
         assert_eq!(answer.text, "one two three");

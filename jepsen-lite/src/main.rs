@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use jepsen_lite::commands::{bench, channels, durability, failover, footprint};
+use jepsen_lite::commands::{bench, channels, durability, failover, footprint, turns};
 use jepsen_lite::fakes;
 
 /// Starts real instances, breaks or loads them, and judges what their clients were told.
@@ -22,6 +22,8 @@ enum Command {
     Failover(failover::Options),
     /// Durable writes per second and their latency, beside etcd and the disk's own fdatasync
     Bench(bench::Options),
+    /// Kill the runner of a turn in the middle of its streamed answer; the client that reconnects gets one whole answer
+    Turns(turns::Options),
     /// Kill, pause, cut off or relieve the owner of a bot on Telegram or Discord under a stream of messages; each gets one answer
     Channels(channels::Options),
     /// Idle memory, time from start to serving, size of the binary
@@ -36,6 +38,7 @@ async fn main() -> ExitCode {
         Command::Durability(options) => durability::run(options).await.map(Some),
         Command::Failover(options) => failover::run(options).await.map(Some),
         Command::Bench(options) => bench::run(options).await.map(Some),
+        Command::Turns(options) => turns::run(options).await.map(Some),
         Command::Channels(options) => channels::run(options).await.map(Some),
         Command::Footprint(options) => footprint::run(options).await.map(Some),
         Command::Fake(options) => fakes::cli::run(options).await.map(|()| None),

@@ -252,6 +252,8 @@ fn kernel_address(address: SocketAddr) -> Option<String> {
 #[derive(Debug)]
 pub struct Balancer {
     address: SocketAddr,
+    /// Counts up; modulo the number of backends it says whose turn it is.
+    next: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
 
@@ -267,8 +269,14 @@ impl Balancer {
     pub async fn start_at(address: SocketAddr, backends: Vec<SocketAddr>) -> Result<Self> {
         let listener = TcpListener::bind(address).await.context("bind the balancer")?;
         let address = listener.local_addr().context("address of the balancer")?;
-        let task = tokio::spawn(balance(listener, backends));
-        Ok(Self { address, task })
+        let next = Arc::new(AtomicUsize::new(0));
+        let task = tokio::spawn(balance(listener, backends, Arc::clone(&next)));
+        Ok(Self { address, next, task })
+    }
+
+    /// Gives the next connection to this backend, by its place in the list, if it accepts one; then it goes on from there.
+    pub fn turn_to(&self, backend: usize) {
+        self.next.store(backend, Ordering::Relaxed);
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -282,9 +290,8 @@ impl Drop for Balancer {
     }
 }
 
-async fn balance(listener: TcpListener, backends: Vec<SocketAddr>) {
+async fn balance(listener: TcpListener, backends: Vec<SocketAddr>, next: Arc<AtomicUsize>) {
     let backends: Arc<[SocketAddr]> = backends.into();
-    let next = Arc::new(AtomicUsize::new(0));
     let mut connections = tokio::task::JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
@@ -392,6 +399,11 @@ mod tests {
         let balancer = Balancer::start(backends).await.unwrap();
         for listener in [&one, &two, &one] {
             let (client, server) = tokio::join!(TcpStream::connect(balancer.address()), listener.accept());
+            assert!(arrives(&mut client.unwrap(), &mut server.unwrap().0).await);
+        }
+        for _ in 0..2 {
+            balancer.turn_to(2);
+            let (client, server) = tokio::join!(TcpStream::connect(balancer.address()), two.accept());
             assert!(arrives(&mut client.unwrap(), &mut server.unwrap().0).await);
         }
     }

@@ -4,3 +4,4 @@
 pub mod answers;
 pub mod append;
 pub mod single_owner;
+pub mod turn;

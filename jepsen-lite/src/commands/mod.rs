@@ -8,6 +8,7 @@ pub mod channels;
 pub mod durability;
 pub mod failover;
 pub mod footprint;
+pub mod turns;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
