@@ -102,6 +102,8 @@ const KEYS: &[(&str, &[&str])] = &[
     ("channels", CHANNELS),
     ("channels.telegram", TELEGRAM),
     ("channels.telegram.accounts.*", TELEGRAM),
+    ("channels.telegram.groups.*", GROUP),
+    ("channels.telegram.accounts.*.groups.*", GROUP),
     ("channels.telegram.streaming", STREAMING),
     ("channels.telegram.accounts.*.streaming", STREAMING),
     ("channels.discord", DISCORD),
@@ -150,7 +152,7 @@ const CHANNELS: &[&str] = &[
 
 const STREAMING: &[&str] = &["chunkMode", "block", "preview", "progress", "nativeTransport"];
 
-// These two lists are general knowledge of upstream and were not checked against its reference. A name too many costs
+// These three lists are general knowledge of upstream and were not checked against its reference. A name too many costs
 // little: under --lenient-config it is warned of, otherwise it is refused like any other.
 const TELEGRAM: &[&str] = &[
     "name",
@@ -161,7 +163,6 @@ const TELEGRAM: &[&str] = &[
     "defaultAccount",
     "defaultTo",
     "tokenFile",
-    "groups",
     "direct",
     "dms",
     "historyLimit",
@@ -202,6 +203,20 @@ const TELEGRAM: &[&str] = &[
     "errorPolicy",
     "errorCooldownMs",
     "silentErrorReplies",
+];
+
+// What lets fewer people write into a group is no longer upstream's alone, since ignoring it would let more of them. Of topics all
+// is ignored: what holds for their group holds there.
+const GROUP: &[&str] = &[
+    "skills",
+    "systemPrompt",
+    "topics",
+    "tools",
+    "toolsBySender",
+    "ingest",
+    "disableAudioPreflight",
+    "errorPolicy",
+    "errorCooldownMs",
 ];
 
 const DISCORD: &[&str] = &[

@@ -18,6 +18,7 @@ pub(super) fn settings() -> Account {
         group_policy: GroupPolicy::Allowlist,
         group_allow_from: Vec::new(),
         require_mention: true,
+        groups: std::collections::BTreeMap::new(),
         unknown: UnknownPolicy::Resend,
         max_age: Duration::from_secs(3600),
         streaming: false,

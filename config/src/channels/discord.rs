@@ -7,6 +7,7 @@ use openclaw_proto::ids::AgentId;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::groups::GroupEntry;
 use super::senders::{Platform, Senders};
 use super::written::{Placed, Streaming, streaming};
 use super::{Account, Channels, DEFAULT_MAX_AGE, DmPolicy, GroupPolicy, UnknownPolicy, account, main_agent};
@@ -37,6 +38,11 @@ pub struct Discord {
     pub group_allow_from: Senders<Discord>,
     /// In the channels of servers, answer only messages that name the bot or reply to it. Default true.
     pub require_mention: bool,
+    /// Channels of servers in which the bot answers, by id, or `"*"` for those that are not listed; a thread is part of its channel.
+    /// Once there is an entry, the bot is silent in channels without one. Under `allowlist` everybody may write in a channel that
+    /// is listed by its id, if nobody is listed for it, in `groupAllowFrom` or in `allowFrom`. Servers, upstream's `guilds`,
+    /// cannot be told apart yet. Default none: every channel, as said here.
+    pub groups: BTreeMap<String, GroupEntry<Discord>>,
     /// Whether a reply is shown while it is written, by editing the message. This release sends replies once they are complete,
     /// whatever it says. Default `off`.
     #[serde(deserialize_with = "streaming_or_default")]
@@ -66,6 +72,7 @@ impl Default for Discord {
             group_policy: GroupPolicy::default(),
             group_allow_from: Senders::default(),
             require_mention: true,
+            groups: BTreeMap::new(),
             streaming: Self::STREAMING,
             unknown: UnknownPolicy::default(),
             max_age: DEFAULT_MAX_AGE,
@@ -106,6 +113,10 @@ pub struct DiscordEntry {
     /// In the channels of servers, answer only messages that name the bot or reply to it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub require_mention: Option<bool>,
+    /// Channels of servers in which the bot answers, by id, or `"*"` for those that are not listed. They replace those of
+    /// `channels.discord`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub groups: Option<BTreeMap<String, GroupEntry<Discord>>>,
     /// Whether a reply is shown while it is written.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "streaming")]
     pub streaming: Option<Streaming>,

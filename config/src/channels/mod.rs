@@ -5,10 +5,12 @@
 //! gateway sees those alone, and nothing here calls a platform.
 
 mod discord;
+mod groups;
 mod senders;
 mod telegram;
 mod written;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use openclaw_proto::ids::AgentId;
@@ -18,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::Agents;
 
 pub use discord::{Discord, DiscordAccount, DiscordEntry};
+pub use groups::{Group, GroupEntry};
 pub use senders::{Platform, Senders};
 pub use telegram::{Telegram, TelegramAccount, TelegramEntry, TelegramMode};
 pub(crate) use written::Placed;
@@ -106,6 +109,8 @@ pub struct Account {
     pub group_allow_from: Vec<String>,
     /// In groups, only messages that name the bot or answer it.
     pub require_mention: bool,
+    /// Groups by id, or `*` for the others; empty: every group, as said here. Once there is one, groups without are not answered.
+    pub groups: BTreeMap<String, Group>,
     /// What becomes of a message whose sending had no answer.
     pub unknown: UnknownPolicy,
     /// A reply older than this is not sent any more.
@@ -125,6 +130,7 @@ macro_rules! account {
             group_policy: $own.group_policy.unwrap_or($channel.group_policy),
             group_allow_from: $own.group_allow_from.as_ref().unwrap_or(&$channel.group_allow_from).ids().to_vec(),
             require_mention: $own.require_mention.unwrap_or($channel.require_mention),
+            groups: $crate::channels::groups::in_force($own.groups.as_ref().unwrap_or(&$channel.groups)),
             unknown: $own.unknown.unwrap_or($channel.unknown),
             max_age: $own.max_age.unwrap_or($channel.max_age),
             streaming: $own.streaming.unwrap_or($channel.streaming) == $crate::channels::Streaming::Partial,

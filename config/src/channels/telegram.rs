@@ -7,6 +7,7 @@ use openclaw_proto::ids::AgentId;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::groups::GroupEntry;
 use super::senders::{Platform, Senders};
 use super::written::{Placed, Streaming, streaming};
 use super::{Account, Channels, DEFAULT_MAX_AGE, DmPolicy, GroupPolicy, UnknownPolicy, account, main_agent};
@@ -45,6 +46,11 @@ pub struct Telegram {
     pub group_allow_from: Senders<Telegram>,
     /// In groups, answer only messages that name the bot or reply to it. Default true.
     pub require_mention: bool,
+    /// Groups in which the bot answers, by id: `"-1001234567890"`, or `"*"` for those that are not listed. Once there is an entry, the
+    /// bot is silent in groups without one. Under `allowlist` everybody may write in a group that is listed by its id, if nobody
+    /// is listed for it, in `groupAllowFrom` or in `allowFrom`. A group that becomes a supergroup gets another id. Default none:
+    /// every group, as said here.
+    pub groups: BTreeMap<String, GroupEntry<Telegram>>,
     /// Whether a reply is shown while it is written, by editing the message. This release sends replies once they are complete,
     /// whatever it says. Default `partial`.
     #[serde(deserialize_with = "streaming_or_default")]
@@ -76,6 +82,7 @@ impl Default for Telegram {
             group_policy: GroupPolicy::default(),
             group_allow_from: Senders::default(),
             require_mention: true,
+            groups: BTreeMap::new(),
             streaming: Self::STREAMING,
             unknown: UnknownPolicy::default(),
             max_age: DEFAULT_MAX_AGE,
@@ -122,6 +129,9 @@ pub struct TelegramEntry {
     /// In groups, answer only messages that name the bot or reply to it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub require_mention: Option<bool>,
+    /// Groups in which the bot answers, by id, or `"*"` for those that are not listed. They replace those of the channel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub groups: Option<BTreeMap<String, GroupEntry<Telegram>>>,
     /// Whether a reply is shown while it is written.
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "streaming")]
     pub streaming: Option<Streaming>,

@@ -6,7 +6,10 @@ use std::time::Duration;
 use openclaw_proto::ids::AgentId;
 
 use super::{Check, Url, ms};
-use crate::channels::{Account, Discord, DmPolicy, GroupPolicy, Placed, Telegram, TelegramAccount, TelegramMode};
+use crate::channels::{
+    Account, Discord, DmPolicy, Group, GroupPolicy, Placed, Telegram, TelegramAccount, TelegramMode,
+};
+use crate::document::join;
 use crate::session::DmScope;
 use crate::{Agents, Config, Secret};
 
@@ -27,6 +30,9 @@ fn telegram(config: &Config, check: &mut Check) {
     let (mut tokens, mut webhooks) = (Unique::default(), Unique::default());
     for one in &placed {
         common(config, check, one, "botToken", &one.account.account);
+        group_ids(check, one, &one.account.account, "the id of a group, such as \"-1001234567890\"", |id| {
+            id.parse::<i64>().is_ok_and(|number| number < 0 && number.to_string() == id)
+        });
         let example = "https://api.telegram.org";
         api_root(check, &one.at("apiRoot"), &one.account.api_root, example, |path| {
             // The digits after it begin a token.
@@ -61,6 +67,9 @@ fn discord(config: &Config, check: &mut Check) {
     let mut tokens = Unique::default();
     for one in &placed {
         common(config, check, one, "token", &one.account.account);
+        group_ids(check, one, &one.account.account, "the id of a channel, such as \"200000000000000001\"", |id| {
+            id.parse::<u64>().is_ok_and(|number| number.to_string() == id)
+        });
         api_root(check, &one.at("apiRoot"), &one.account.api_root, "https://discord.com", |path| {
             path.split('/').any(|part| part == "api" || part.strip_prefix('v').is_some_and(is_number))
         });
@@ -137,10 +146,45 @@ fn common<A>(config: &Config, check: &mut Check, one: &Placed<A>, token: &str, a
         let message = "\"main\" lets all who write in private share one conversation; use \"per-account-channel-peer\"";
         check.warn("session.dmScope", message);
     }
-    let nobody = account.allow_from.is_empty() && account.group_allow_from.is_empty();
-    if account.group_policy == GroupPolicy::Allowlist && nobody {
+    if account.group_policy == GroupPolicy::Allowlist
+        && account.allow_from.is_empty()
+        && account.group_allow_from.is_empty()
+    {
+        nobody_in_groups(check, one, account);
+    }
+}
+
+/// What follows when only those who are listed may write in groups, and nobody is.
+fn nobody_in_groups<A>(check: &mut Check, one: &Placed<A>, account: &Account) {
+    let mut silent = true;
+    for (id, group) in account.groups.iter().filter(|(_, group)| group.enabled) {
+        match (group.group_policy.unwrap_or(account.group_policy), &group.allow_from) {
+            (GroupPolicy::Disabled, _) => {}
+            (GroupPolicy::Allowlist | GroupPolicy::Open, Some(people)) => silent &= people.is_empty(),
+            (GroupPolicy::Open, None) => silent = false,
+            (GroupPolicy::Allowlist, None) if id == Group::OTHERS => {}
+            (GroupPolicy::Allowlist, None) => {
+                silent = false;
+                let message =
+                    "nobody is listed, so everybody in this group may write; groupPolicy \"open\" would say so";
+                check.warn(&group_key(one, id), message);
+            }
+        }
+    }
+    if silent {
         let message = "\"allowlist\" with nobody in groupAllowFrom or allowFrom: the bot is silent in groups; \"disabled\" says so";
         check.warn(&one.at("groupPolicy"), message);
+    }
+}
+
+fn group_key<A>(one: &Placed<A>, id: &str) -> String {
+    format!("{}.{}", one.at("groups"), join(&[id.to_owned()]))
+}
+
+/// `expected` says what `is_id` takes.
+fn group_ids<A>(check: &mut Check, one: &Placed<A>, account: &Account, expected: &str, is_id: fn(&str) -> bool) {
+    for id in account.groups.keys().filter(|id| *id != Group::OTHERS && !is_id(id)) {
+        check.refuse(&group_key(one, id), format!("neither {expected}, nor \"*\"; names can change hands"));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use openclaw_config::channels::{DmPolicy, GroupPolicy, TelegramMode, UnknownPolicy};
+use openclaw_config::channels::{DmPolicy, Group, GroupPolicy, TelegramMode, UnknownPolicy};
 use openclaw_config::session::{DmScope, GroupScope};
 use openclaw_config::{Config, effective, schema};
 
@@ -334,7 +334,7 @@ fn telegram_settings_that_cannot_be_are_refused() {
         (
             r#"token: "x""#,
             &[
-                "openclaw.json:1:27: channels.telegram.token: unknown key; known here are `enabled`, `botToken`, `apiRoot`, `mode`, `webhookUrl`, `webhookSecret`, `dmPolicy`, `allowFrom`, `groupPolicy`, `groupAllowFrom`, `requireMention`, `streaming`, `unknown`, `maxAgeMs`, `agentId`, `accounts`",
+                "openclaw.json:1:27: channels.telegram.token: unknown key; known here are `enabled`, `botToken`, `apiRoot`, `mode`, `webhookUrl`, `webhookSecret`, `dmPolicy`, `allowFrom`, `groupPolicy`, `groupAllowFrom`, `requireMention`, `groups`, `streaming`, `unknown`, `maxAgeMs`, `agentId`, `accounts`",
             ],
         ),
         (r#"botTokn: "x""#, &["openclaw.json:1:27: channels.telegram.botTokn: unknown key; did you mean `botToken`?"]),
@@ -347,7 +347,6 @@ fn telegram_settings_that_cannot_be_are_refused() {
         (
             r#"groups: {}, webhookPath: "/t""#,
             &[
-                "openclaw.json:1:27: channels.telegram.groups: only upstream OpenClaw knows this key; --lenient-config ignores such keys",
                 "openclaw.json:1:39: channels.telegram.webhookPath: only upstream OpenClaw knows this key; --lenient-config ignores such keys",
             ],
         ),
@@ -356,12 +355,71 @@ fn telegram_settings_that_cannot_be_are_refused() {
             &[
                 "openclaw.json:1:44: channels.telegram.accounts.a.historyLimit: only upstream OpenClaw knows this key; --lenient-config ignores such keys",
                 "openclaw.json:1:61: channels.telegram.accounts.a.botTokn: unknown key; did you mean `botToken`?",
-                "openclaw.json:1:75: channels.telegram.accounts.a.accounts: unknown key; known here are `enabled`, `botToken`, `apiRoot`, `mode`, `webhookUrl`, `webhookSecret`, `dmPolicy`, `allowFrom`, `groupPolicy`, `groupAllowFrom`, `requireMention`, `streaming`, `unknown`, `maxAgeMs`, `agentId`",
+                "openclaw.json:1:75: channels.telegram.accounts.a.accounts: unknown key; known here are `enabled`, `botToken`, `apiRoot`, `mode`, `webhookUrl`, `webhookSecret`, `dmPolicy`, `allowFrom`, `groupPolicy`, `groupAllowFrom`, `requireMention`, `groups`, `streaming`, `unknown`, `maxAgeMs`, `agentId`",
             ],
         ),
     ];
     for (written, expected) in cases {
         refused("telegram", written, expected);
+    }
+}
+
+#[test]
+fn groups_that_cannot_be_are_refused() {
+    let cases: &[(&str, &[&str])] = &[
+        ("groups: []", &["openclaw.json:1:35: channels.telegram.groups: expected an object, found a list"]),
+        (
+            r#"groups: { "@ann": {}, "123": {}, "-0100": {}, "": {}, "*": {}, "-1001234567890": {} }"#,
+            &[
+                r#"openclaw.json:1:45: channels.telegram.groups."@ann": neither the id of a group, such as "-1001234567890", nor "*"; names can change hands"#,
+                r#"openclaw.json:1:56: channels.telegram.groups.123: neither the id of a group, such as "-1001234567890", nor "*"; names can change hands"#,
+                r#"openclaw.json:1:69: channels.telegram.groups.-0100: neither the id of a group, such as "-1001234567890", nor "*"; names can change hands"#,
+                r#"openclaw.json:1:77: channels.telegram.groups."": neither the id of a group, such as "-1001234567890", nor "*"; names can change hands"#,
+            ],
+        ),
+        (
+            r#"groups: { "*": { requireMentions: true }, "-1": { requireMention: "no", allowFrom: ["discord:5"] } }"#,
+            &[
+                r#"openclaw.json:1:44: channels.telegram.groups."*".requireMentions: unknown key; did you mean `requireMention`?"#,
+                "openclaw.json:1:93: channels.telegram.groups.-1.requireMention: expected true or false, found a text",
+                r#"openclaw.json:1:111: channels.telegram.groups.-1.allowFrom[0]: "discord:5" is not a numeric id or "*"; only numeric ids can be listed, names can change hands"#,
+            ],
+        ),
+        (
+            r#"groups: { "*": { mention: true, topics: {}, groupPolicy: "pairing" } }"#,
+            &[
+                r#"openclaw.json:1:44: channels.telegram.groups."*".mention: unknown key; known here are `enabled`, `requireMention`, `groupPolicy`, `allowFrom`"#,
+                r#"openclaw.json:1:59: channels.telegram.groups."*".topics: only upstream OpenClaw knows this key; --lenient-config ignores such keys"#,
+                r#"openclaw.json:1:84: channels.telegram.groups."*".groupPolicy: "pairing" is none of "allowlist", "open", "disabled""#,
+            ],
+        ),
+        (
+            r#"accounts: { a: { enabled: false, groups: { ops: {} } } }"#,
+            &[
+                r#"openclaw.json:1:75: channels.telegram.accounts.a.groups.ops: neither the id of a group, such as "-1001234567890", nor "*"; names can change hands"#,
+            ],
+        ),
+    ];
+    for (written, expected) in cases {
+        refused("telegram", written, expected);
+    }
+    let cases: &[(&str, &[&str])] = &[
+        (
+            r#"groups: { general: {}, "-5": {}, "200000000000000001": {}, "*": { allowFrom: ["discord:5"] } }"#,
+            &[
+                r#"openclaw.json:1:45: channels.discord.groups.general: neither the id of a channel, such as "200000000000000001", nor "*"; names can change hands"#,
+                r#"openclaw.json:1:55: channels.discord.groups.-5: neither the id of a channel, such as "200000000000000001", nor "*"; names can change hands"#,
+            ],
+        ),
+        (
+            r#"groups: { "5": { topics: {} } }"#,
+            &[
+                "openclaw.json:1:43: channels.discord.groups.5.topics: unknown key; known here are `enabled`, `requireMention`, `groupPolicy`, `allowFrom`",
+            ],
+        ),
+    ];
+    for (written, expected) in cases {
+        refused("discord", written, expected);
     }
 }
 
@@ -411,7 +469,7 @@ fn discord_settings_that_cannot_be_are_refused() {
         (
             r#"botToken: "x""#,
             &[
-                "openclaw.json:1:26: channels.discord.botToken: unknown key; known here are `enabled`, `token`, `apiRoot`, `gatewayUrl`, `dmPolicy`, `allowFrom`, `groupPolicy`, `groupAllowFrom`, `requireMention`, `streaming`, `unknown`, `maxAgeMs`, `agentId`, `accounts`",
+                "openclaw.json:1:26: channels.discord.botToken: unknown key; known here are `enabled`, `token`, `apiRoot`, `gatewayUrl`, `dmPolicy`, `allowFrom`, `groupPolicy`, `groupAllowFrom`, `requireMention`, `groups`, `streaming`, `unknown`, `maxAgeMs`, `agentId`, `accounts`",
             ],
         ),
         (
@@ -458,7 +516,7 @@ fn discord_settings_that_cannot_be_are_refused() {
         (
             r#"maxAgeMs: 0, mode: "webhook""#,
             &[
-                "openclaw.json:1:39: channels.discord.mode: unknown key; known here are `enabled`, `token`, `apiRoot`, `gatewayUrl`, `dmPolicy`, `allowFrom`, `groupPolicy`, `groupAllowFrom`, `requireMention`, `streaming`, `unknown`, `maxAgeMs`, `agentId`, `accounts`",
+                "openclaw.json:1:39: channels.discord.mode: unknown key; known here are `enabled`, `token`, `apiRoot`, `gatewayUrl`, `dmPolicy`, `allowFrom`, `groupPolicy`, `groupAllowFrom`, `requireMention`, `groups`, `streaming`, `unknown`, `maxAgeMs`, `agentId`, `accounts`",
             ],
         ),
     ];
@@ -550,6 +608,41 @@ fn an_account_takes_from_its_channel_what_it_does_not_say() {
     assert_eq!((account.allow_from.as_slice(), account.group_allow_from.len()), (["*".into()].as_slice(), 0));
     assert_eq!((account.require_mention, account.streaming, account.unknown), (true, true, UnknownPolicy::Resend));
     assert_eq!((account.max_age, account.agent_id.as_str()), (Duration::from_secs(6), "main"));
+}
+
+#[test]
+fn a_group_takes_from_all_groups_what_it_does_not_say() {
+    let accounts = config(
+        r#"{ channels: {
+             telegram: {
+               botToken: "1:a",
+               groups: {
+                 "*": { enabled: false, requireMention: true, allowFrom: ["tg:5"] },
+                 "-1": { requireMention: false }, "-2": { groupPolicy: "open", allowFrom: [] },
+               },
+               accounts: { none: { botToken: "2:a", groups: {} }, own: { botToken: "3:a", groups: { "-3": {} } }, same: { botToken: "4:a" } },
+             },
+             discord: { token: "d", groups: { "200000000000000001": { requireMention: false, allowFrom: ["discord:6"] } } },
+           } }"#,
+    )
+    .channels;
+    let telegram = accounts.telegram_accounts();
+    let [default, none, own, same] = telegram.as_slice() else { panic!("{telegram:?}") };
+    let plain = Group { enabled: true, require_mention: None, group_policy: None, allow_from: None };
+    let people = |ids: &[&str]| Some(ids.iter().map(|id| (*id).to_owned()).collect());
+    assert_eq!(default.account.groups.len(), 3);
+    let first = Group { require_mention: Some(false), allow_from: people(&["5"]), ..plain.clone() };
+    assert_eq!(default.account.groups["-1"], first);
+    let open = Some(GroupPolicy::Open);
+    let second = Group { require_mention: Some(true), group_policy: open, allow_from: people(&[]), ..plain.clone() };
+    assert_eq!(default.account.groups["-2"], second);
+    let others = Group { enabled: false, require_mention: Some(true), allow_from: people(&["5"]), ..plain.clone() };
+    assert_eq!(default.account.groups[Group::OTHERS], others);
+    assert!(none.account.groups.is_empty());
+    assert_eq!(own.account.groups, [("-3".to_owned(), plain.clone())].into());
+    assert_eq!(same.account.groups, default.account.groups);
+    let channel = Group { require_mention: Some(false), allow_from: people(&["6"]), ..plain };
+    assert_eq!(accounts.discord_accounts()[0].account.groups, [("200000000000000001".to_owned(), channel)].into());
 }
 
 #[test]
@@ -658,7 +751,7 @@ fn a_file_of_upstream_loads_leniently_with_one_warning() {
             defaults: { groupPolicy: "open" },
             telegram: {
               enabled: true, botToken: "${TELEGRAM_BOT_TOKEN}", dmPolicy: "pairing", allowFrom: ["tg:123456789"],
-              groups: { "*": { requireMention: true }, "-1001234567890": { groupPolicy: "open" } },
+              groups: { "*": { requireMention: true }, "-1001234567890": { groupPolicy: "open", topics: {} } },
               historyLimit: 50, replyToMode: "first", streaming: { mode: "progress", block: { enabled: true } },
               mediaMaxMb: 100, proxy: "socks5://localhost:9050",
               accounts: { alerts: { name: "Alerts", botToken: "${ALERTS}", streaming: "block" } },
@@ -677,7 +770,7 @@ fn a_file_of_upstream_loads_leniently_with_one_warning() {
     assert_eq!(
         warnings(&written),
         [": ignored under --lenient-config (only upstream OpenClaw knows them): channels.defaults, \
-             channels.telegram.groups, channels.telegram.historyLimit, channels.telegram.replyToMode, \
+             channels.telegram.groups.-1001234567890.topics, channels.telegram.historyLimit, channels.telegram.replyToMode, \
              channels.telegram.streaming.mode \"progress\", channels.telegram.streaming.block, \
              channels.telegram.mediaMaxMb, channels.telegram.proxy, channels.telegram.accounts.alerts.name, \
              channels.telegram.accounts.alerts.streaming \"block\", channels.discord.guilds, channels.discord.dm, \
@@ -706,6 +799,23 @@ fn what_is_odd_about_a_bot_is_warned_of() {
     assert!(odd(r#"botToken: "TOKEN", allowFrom: [5]"#).is_empty());
     assert_eq!(odd(r#"botToken: "TOKEN""#), [GROUPS]);
     assert!(odd(r#"botToken: "TOKEN", groupPolicy: "disabled""#).is_empty());
+    for silent in [
+        r#"groups: { "*": {} }"#,
+        r#"groups: { "-1": { enabled: false } }"#,
+        r#"groups: { "-1": { allowFrom: [] }, "-2": { groupPolicy: "disabled" } }"#,
+    ] {
+        assert_eq!(odd(&format!("botToken: \"TOKEN\", {silent}")), [GROUPS], "{silent}");
+    }
+    for heard in [r#"groups: { "*": { groupPolicy: "open" } }"#, r#"groups: { "-1": { allowFrom: [5] } }"#] {
+        assert!(odd(&format!("botToken: \"TOKEN\", {heard}")).is_empty(), "{heard}");
+    }
+    assert_eq!(
+        odd(r#"botToken: "TOKEN", groups: { "-1": { requireMention: false } }"#),
+        [
+            "channels.telegram.groups.-1: nobody is listed, so everybody in this group may write; groupPolicy \"open\" would say so"
+        ]
+    );
+    assert!(odd(r#"botToken: "TOKEN", allowFrom: [5], groups: { "-1": {} }"#).is_empty());
     assert_eq!(
         odd(r#"botToken: "1:short", dmPolicy: "allowlist""#),
         [
@@ -770,6 +880,7 @@ fn tokens_are_masked_and_the_rest_loads_again() {
     let first = config(
         r#"{ channels: {
              telegram: { enabled: false, apiRoot: "https://h/", streaming: true, allowFrom: ["tg:5", 6, "*"], mode: "webhook",
+                         groups: { "*": { requireMention: false }, "-1": { enabled: false, groupPolicy: "open", allowFrom: ["tg:7"] } },
                          accounts: { a: { maxAgeMs: 5000, streaming: { mode: "off" }, groupAllowFrom: [], agentId: "main" } } },
              discord: { accounts: { a: { enabled: false, allowFrom: [7], dmPolicy: "disabled" } } } },
              session: { dmScope: "per-account-channel-peer", resetTriggers: [] } }"#,

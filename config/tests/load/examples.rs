@@ -86,6 +86,7 @@ fn bots_are_where_they_are_preferred() {
         ("default", TelegramMode::Polling, true)
     );
     assert_eq!(default.account.allow_from, ["123456789", "987654321"]);
+    assert_eq!(default.account.groups["-1001234567890"].require_mention, Some(false));
     assert_eq!(
         (support.id.as_str(), support.mode, support.account.streaming),
         ("support", TelegramMode::Webhook, true)
@@ -101,6 +102,10 @@ fn bots_are_where_they_are_preferred() {
     let [bot] = accounts.as_slice() else { panic!("{accounts:?}") };
     assert_eq!((bot.id.as_str(), bot.api_root.as_str()), ("default", "https://discord.com"));
     assert_eq!((bot.account.group_policy, bot.account.streaming), (GroupPolicy::Open, false));
+    assert_eq!(
+        (bot.account.require_mention, bot.account.groups["200000000000000002"].require_mention),
+        (true, Some(false))
+    );
 }
 
 #[test]

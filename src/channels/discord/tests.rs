@@ -43,6 +43,7 @@ fn policies() -> Account {
         group_policy: GroupPolicy::Open,
         group_allow_from: Vec::new(),
         require_mention: false,
+        groups: std::collections::BTreeMap::new(),
         unknown: UnknownPolicy::Resend,
         max_age: Duration::from_secs(60),
         streaming: false,

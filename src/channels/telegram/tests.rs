@@ -52,6 +52,7 @@ fn settings(server: &Handle) -> TelegramAccount {
             group_policy: GroupPolicy::Open,
             group_allow_from: Vec::new(),
             require_mention: true,
+            groups: std::collections::BTreeMap::new(),
             unknown: UnknownPolicy::Resend,
             max_age: Duration::from_secs(3600),
             streaming: false,
