@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
@@ -130,6 +130,23 @@ async fn what_cannot_be_delivered_is_listed_and_sent_again_when_an_operator_says
     let left = operate(&cluster, &["channels", "dead-letters", "telegram", "--resubmit", &id])?;
     ensure!(left["deadLetters"] == json!([]), "{left}");
     telegram.wait_for_message(bot, |message| !message.content.text.is_empty(), SOON).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_moves_a_bot_by_its_short_name() -> Result<()> {
+    let (telegram, bot) = fake().await?;
+    let cluster = cluster(&telegram, 2, json!({})).await?;
+    telegram.wait_for_poll(bot, SOON).await?;
+    let owner = || operate(&cluster, &["channels", "status"]).map(|status| status["channels"][0]["owner"].clone());
+    let to = if owner()? == "node-1" { "node-2" } else { "node-1" };
+    let moved = operate(&cluster, &["channels", "move", "telegram", to])?;
+    ensure!(moved["account"] == "telegram:default", "{moved}");
+    let begin = Instant::now();
+    while owner()? != to {
+        ensure!(begin.elapsed() < SOON, "{to} never owned it: {moved}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     Ok(())
 }
 
