@@ -1,4 +1,5 @@
-//! Where settings come from, and which wins: defaults, then the file, then the environment, then flags.
+//! Where settings come from, and which wins: defaults, then the file, then the environment, then flags. Tokens of bots are the
+//! exception: the environment gives them only where the file does not, as in upstream.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -6,11 +7,12 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::channels::Token;
 use crate::decode::{self, Stranger, Unknown, decode};
 use crate::document::{self, Member, Node, Value};
 use crate::problem::{Errors, Problem, Source, Warning};
 use crate::upstream::{self, Whose};
-use crate::{Config, logging};
+use crate::{Channels, Config, logging};
 
 /// How many files may include each other in a row.
 const MAX_INCLUDE_DEPTH: usize = 8;
@@ -116,6 +118,12 @@ pub fn load(sources: Sources<'_>) -> Result<Loaded, Errors> {
         root.set(&key.split('.').collect::<Vec<_>>(), Node::loose(value, Source::Flag(flag)));
     }
     name_the_api(&mut root);
+    for token in Token::ALL {
+        if let (Some(value), Some(mut keys)) = (variable(token.variable), without_token(&root, token)) {
+            keys.push(token.key);
+            root.set(&keys, Node::loose(value, Source::Variable(token.variable)));
+        }
+    }
 
     let mut ignored = BTreeMap::from([(false, Vec::new()), (true, Vec::new())]);
     let decoded = decode(root.clone(), |path, stranger| {
@@ -231,6 +239,28 @@ fn name_the_api(root: &mut Node) {
             root.set(&["models", "providers", name, "api"], api);
         }
     }
+}
+
+/// The keys of the account `default` of a channel, if it is to run and has no token.
+fn without_token(root: &Node, token: Token) -> Option<Vec<&'static str>> {
+    let section = &root.get("channels")?.node.get(token.channel)?.node;
+    let accounts = section.get("accounts").map(|member| &member.node);
+    let (mut keys, mut account) = (vec!["channels", token.channel], section);
+    if let Some(default) = accounts.and_then(|accounts| accounts.get(Channels::DEFAULT_ACCOUNT)) {
+        keys.extend(["accounts", Channels::DEFAULT_ACCOUNT]);
+        account = &default.node;
+    } else if matches!(accounts, Some(Node { value: Value::Object(others), .. }) if !others.is_empty()) {
+        return None;
+    }
+    let open = |node: &Node| {
+        let value = |key| node.get(key).map(|member| &member.node.value);
+        let off = match value("enabled") {
+            Some(Value::Text { text, loose: true }) => matches!(text.as_str(), "false" | "0"),
+            written => written == Some(&Value::Bool(false)),
+        };
+        !off && matches!(value(token.key), None | Some(Value::Null))
+    };
+    (open(section) && open(account)).then_some(keys)
 }
 
 fn expand_home(config: &mut Config, home: Option<&str>, problems: &mut Vec<Problem>) {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::groups::GroupEntry;
 use super::senders::{Platform, Senders};
 use super::written::{Placed, Streaming, streaming};
-use super::{Account, Channels, DEFAULT_MAX_AGE, DmPolicy, GroupPolicy, UnknownPolicy, account, main_agent};
+use super::{Account, Channels, DEFAULT_MAX_AGE, DmPolicy, GroupPolicy, Token, UnknownPolicy, account, main_agent};
 use crate::values::{Secret, millis, millis_option};
 
 /// Discord bots: the account `default`, and `accounts`, for which these settings stand too.
@@ -19,8 +19,8 @@ use crate::values::{Secret, millis, millis_option};
 pub struct Discord {
     /// Whether Discord bots run. Default true.
     pub enabled: bool,
-    /// Token of the account `default`, without `Bot `. The bot needs the Message Content intent. Default none: there is no
-    /// such account.
+    /// Token of the account `default`, without `Bot `. The bot needs the Message Content intent. Default: the environment
+    /// variable `DISCORD_BOT_TOKEN`, if `accounts` is empty or has a `default`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token: Option<Secret>,
     /// Base URL of the REST API, without `/api/v10`; `https://`, or `http://` to this machine. Default `https://discord.com`.
@@ -89,7 +89,7 @@ pub struct DiscordEntry {
     /// Whether this bot runs. Default true.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub enabled: Option<bool>,
-    /// Its token, without `Bot `.
+    /// Its token, without `Bot `. Default: none, or for the account `default` the environment variable `DISCORD_BOT_TOKEN`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token: Option<Secret>,
     /// Base URL of the REST API, without `/api/v10`.
@@ -149,12 +149,14 @@ pub struct DiscordAccount {
 }
 
 impl Discord {
+    pub(crate) const TOKEN: Token = Token { channel: "discord", key: "token", variable: "DISCORD_BOT_TOKEN" };
     const STREAMING: Streaming = Streaming::Off;
 
     /// All that is written, whether it runs or not: the channel's own account first.
     pub(crate) fn placed(&self) -> Vec<Placed<DiscordAccount>> {
         let own = DiscordEntry { token: self.token.clone(), ..DiscordEntry::default() };
-        let own = Placed::of_channel("discord", self.enabled, own.token.is_some(), self.over(None, &own));
+        let mut own = Placed::of_channel(Self::TOKEN, self.enabled, own.token.is_some(), self.over(None, &own));
+        own.needs_token = self.accounts.is_empty();
         let accounts = self.accounts.iter();
         let accounts = accounts.map(|(id, entry)| {
             own.entry(id, entry, entry.enabled.unwrap_or(true), entry.token.is_some(), self.over(Some(id), entry))

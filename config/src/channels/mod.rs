@@ -30,10 +30,12 @@ pub use written::Streaming;
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Channels {
-    /// Telegram bots. They run when there is a token.
-    pub telegram: Telegram,
-    /// Discord bots. They run when there is a token.
-    pub discord: Discord,
+    /// Telegram bots. Default none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub telegram: Option<Telegram>,
+    /// Discord bots. Default none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub discord: Option<Discord>,
 }
 
 impl Channels {
@@ -42,13 +44,37 @@ impl Channels {
 
     /// The Telegram bots that are to run, by id.
     pub fn telegram_accounts(&self) -> Vec<TelegramAccount> {
-        in_order(self.telegram.placed(), |account| &account.id)
+        in_order(self.placed_telegram(), |account| &account.id)
     }
 
     /// The Discord bots that are to run, by id.
     pub fn discord_accounts(&self) -> Vec<DiscordAccount> {
-        in_order(self.discord.placed(), |account| &account.id)
+        in_order(self.placed_discord(), |account| &account.id)
     }
+
+    pub(crate) fn placed_telegram(&self) -> Vec<Placed<TelegramAccount>> {
+        self.telegram.as_ref().map(Telegram::placed).unwrap_or_default()
+    }
+
+    pub(crate) fn placed_discord(&self) -> Vec<Placed<DiscordAccount>> {
+        self.discord.as_ref().map(Discord::placed).unwrap_or_default()
+    }
+}
+
+/// Where the token of a channel's account `default` is given.
+#[derive(Debug, Clone, Copy)]
+pub struct Token {
+    /// The channel: `telegram`.
+    pub channel: &'static str,
+    /// Its key, in the channel's section or in an account's: `botToken`.
+    pub key: &'static str,
+    /// The environment variable that gives what the settings leave open: `TELEGRAM_BOT_TOKEN`.
+    pub variable: &'static str,
+}
+
+impl Token {
+    /// Of every channel.
+    pub const ALL: [Self; 2] = [Telegram::TOKEN, Discord::TOKEN];
 }
 
 fn in_order<A>(placed: Vec<Placed<A>>, id: fn(&A) -> &String) -> Vec<A> {

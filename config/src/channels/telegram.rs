@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::groups::GroupEntry;
 use super::senders::{Platform, Senders};
 use super::written::{Placed, Streaming, streaming};
-use super::{Account, Channels, DEFAULT_MAX_AGE, DmPolicy, GroupPolicy, UnknownPolicy, account, main_agent};
+use super::{Account, Channels, DEFAULT_MAX_AGE, DmPolicy, GroupPolicy, Token, UnknownPolicy, account, main_agent};
 use crate::values::{Secret, millis, millis_option};
 
 /// Telegram bots: the account `default`, and `accounts`, for which these settings stand too.
@@ -19,7 +19,8 @@ use crate::values::{Secret, millis, millis_option};
 pub struct Telegram {
     /// Whether Telegram bots run. Default true.
     pub enabled: bool,
-    /// Token of the account `default`, as @BotFather gives it: `<digits>:<letters>`. Default none: there is no such account.
+    /// Token of the account `default`, as @BotFather gives it: `<digits>:<letters>`. Default: the environment variable
+    /// `TELEGRAM_BOT_TOKEN`, if `accounts` is empty or has a `default`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bot_token: Option<Secret>,
     /// Base URL of the Bot API, without `/bot<token>`; `https://`, or `http://` to this machine.
@@ -99,7 +100,8 @@ pub struct TelegramEntry {
     /// Whether this bot runs. Default true.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub enabled: Option<bool>,
-    /// Its token, as @BotFather gives it.
+    /// Its token, as @BotFather gives it. Default: none, or for the account `default` the environment variable
+    /// `TELEGRAM_BOT_TOKEN`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bot_token: Option<Secret>,
     /// Base URL of the Bot API, without `/bot<token>`.
@@ -179,12 +181,14 @@ pub struct TelegramAccount {
 }
 
 impl Telegram {
+    pub(crate) const TOKEN: Token = Token { channel: "telegram", key: "botToken", variable: "TELEGRAM_BOT_TOKEN" };
     const STREAMING: Streaming = Streaming::Partial;
 
     /// All that is written, whether it runs or not: the channel's own account first.
     pub(crate) fn placed(&self) -> Vec<Placed<TelegramAccount>> {
         let own = TelegramEntry { bot_token: self.bot_token.clone(), ..TelegramEntry::default() };
-        let own = Placed::of_channel("telegram", self.enabled, own.bot_token.is_some(), self.over(None, &own));
+        let mut own = Placed::of_channel(Self::TOKEN, self.enabled, own.bot_token.is_some(), self.over(None, &own));
+        own.needs_token = self.accounts.is_empty();
         let accounts = self.accounts.iter();
         let accounts = accounts.map(|(id, entry)| {
             own.entry(id, entry, entry.enabled.unwrap_or(true), entry.bot_token.is_some(), self.over(Some(id), entry))

@@ -9,17 +9,20 @@ use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::Token;
 use crate::Channels;
 use crate::document::join;
 
 /// One account's settings as they are in force, and where they stand.
 pub(crate) struct Placed<A> {
-    channel: &'static str,
+    token: Token,
     entry: Option<String>,
     /// What the account says itself, by key. Its values are not used.
     own: Value,
     pub(crate) enabled: bool,
     pub(crate) has_token: bool,
+    /// Whether it is meant to run, so that a token that is missing is a mistake.
+    pub(crate) needs_token: bool,
     /// It is the account `default`, and the channel has a token for that as well.
     pub(crate) doubled: bool,
     pub(crate) account: A,
@@ -27,19 +30,20 @@ pub(crate) struct Placed<A> {
 
 impl<A> Placed<A> {
     /// The account whose token is the channel's own.
-    pub(super) fn of_channel(channel: &'static str, enabled: bool, has_token: bool, account: A) -> Self {
-        Self { channel, entry: None, own: Value::Null, enabled, has_token, doubled: false, account }
+    pub(super) fn of_channel(token: Token, enabled: bool, has_token: bool, account: A) -> Self {
+        Self { token, entry: None, own: Value::Null, enabled, has_token, needs_token: true, doubled: false, account }
     }
 
     /// The account `entry` of the channel that `self` is the own account of.
     pub(super) fn entry(&self, id: &str, entry: &impl Serialize, enabled: bool, has_token: bool, account: A) -> Self {
         Self {
-            channel: self.channel,
+            token: self.token,
             entry: Some(id.to_owned()),
             // Plain data with text keys always becomes JSON.
             own: serde_json::to_value(entry).unwrap_or_default(),
             enabled: self.enabled && enabled,
             has_token,
+            needs_token: true,
             doubled: self.has_token && id == Channels::DEFAULT_ACCOUNT,
             account,
         }
@@ -52,7 +56,7 @@ impl<A> Placed<A> {
 
     /// The section of its own: `channels.telegram.accounts.ops`, or `channels.telegram`.
     pub(crate) fn section(&self) -> String {
-        let mut path = vec!["channels".to_owned(), self.channel.to_owned()];
+        let mut path = vec!["channels".to_owned(), self.token.channel.to_owned()];
         if let Some(entry) = &self.entry {
             path.extend(["accounts".to_owned(), entry.clone()]);
         }
@@ -68,12 +72,17 @@ impl<A> Placed<A> {
     }
 
     pub(crate) fn channel_key(&self, key: &str) -> String {
-        format!("channels.{}.{key}", self.channel)
+        format!("channels.{}.{key}", self.token.channel)
     }
 
     /// `key` in its own section, whether it is written there or missing.
     pub(crate) fn own_key(&self, key: &str) -> String {
         format!("{}.{key}", self.section())
+    }
+
+    /// Where a token of its channel is given.
+    pub(crate) fn token(&self) -> Token {
+        self.token
     }
 
     /// The key below `accounts`; none for the channel's own account.

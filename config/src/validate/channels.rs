@@ -6,12 +6,10 @@ use std::time::Duration;
 use openclaw_proto::ids::AgentId;
 
 use super::{Check, Url, ms};
-use crate::channels::{
-    Account, Discord, DmPolicy, Group, GroupPolicy, Placed, Telegram, TelegramAccount, TelegramMode,
-};
+use crate::channels::{Account, DmPolicy, Group, GroupPolicy, Placed, TelegramAccount, TelegramMode, Token};
 use crate::document::join;
 use crate::session::DmScope;
-use crate::{Agents, Config, Secret};
+use crate::{Agents, Channels, Config, Secret};
 
 /// Telegram's own are of 35 characters.
 const SHORT_TELEGRAM_SECRET: usize = 30;
@@ -25,11 +23,10 @@ pub(super) fn check(config: &Config, check: &mut Check) {
 }
 
 fn telegram(config: &Config, check: &mut Check) {
-    let section = &config.channels.telegram;
-    let placed = section.placed();
+    let placed = config.channels.placed_telegram();
     let (mut tokens, mut webhooks) = (Unique::default(), Unique::default());
     for one in &placed {
-        common(config, check, one, "botToken", &one.account.account);
+        common(config, check, one, &one.account.account);
         group_ids(check, one, &one.account.account, "the id of a group, such as \"-1001234567890\"", |id| {
             id.parse::<i64>().is_ok_and(|number| number < 0 && number.to_string() == id)
         });
@@ -55,18 +52,13 @@ fn telegram(config: &Config, check: &mut Check) {
             }
         }
     }
-    if section.enabled && section.bot_token.is_none() && section.accounts.is_empty() && *section != Telegram::default()
-    {
-        check.warn("channels.telegram", "has neither botToken nor accounts, so no bot runs");
-    }
 }
 
 fn discord(config: &Config, check: &mut Check) {
-    let section = &config.channels.discord;
-    let placed = section.placed();
+    let placed = config.channels.placed_discord();
     let mut tokens = Unique::default();
     for one in &placed {
-        common(config, check, one, "token", &one.account.account);
+        common(config, check, one, &one.account.account);
         group_ids(check, one, &one.account.account, "the id of a channel, such as \"200000000000000001\"", |id| {
             id.parse::<u64>().is_ok_and(|number| number.to_string() == id)
         });
@@ -94,13 +86,11 @@ fn discord(config: &Config, check: &mut Check) {
             check.refuse(&one.own_key("token"), same_token(other, &one.account.id));
         }
     }
-    if section.enabled && section.token.is_none() && section.accounts.is_empty() && *section != Discord::default() {
-        check.warn("channels.discord", "has neither token nor accounts, so no bot runs");
-    }
 }
 
-/// What holds on every platform; `token` is the key of its token.
-fn common<A>(config: &Config, check: &mut Check, one: &Placed<A>, token: &str, account: &Account) {
+/// What holds on every platform.
+fn common<A>(config: &Config, check: &mut Check, one: &Placed<A>, account: &Account) {
+    let Token { key: token, variable, .. } = one.token();
     if let Some(id) = one.name() {
         let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '_' | '-');
         if id.is_empty() || id.len() > MAX_ACCOUNT_ID || !id.chars().all(allowed) {
@@ -112,9 +102,18 @@ fn common<A>(config: &Config, check: &mut Check, one: &Placed<A>, token: &str, a
                 &one.section(),
                 format!("{} is the token of this account already; keep one of them", one.channel_key(token)),
             );
-        } else if one.enabled && !one.has_token {
-            check.refuse(&one.section(), format!("`{token}` is missing"));
         }
+    }
+    if one.enabled && one.needs_token && !one.has_token && !one.doubled {
+        check.refuse(
+            &one.section(),
+            match one.name() {
+                None | Some(Channels::DEFAULT_ACCOUNT) => {
+                    format!("`{token}` is missing: write it here, or set {variable} in the environment")
+                }
+                Some(_) => format!("`{token}` is missing"),
+            },
+        );
     }
     check.millis(&one.at("maxAgeMs"), account.max_age, ms(1000)..=LONGEST_AGE);
     let agents = &config.agents;
@@ -261,8 +260,8 @@ fn webhook(check: &mut Check, one: &Placed<TelegramAccount>) {
 /// Warns of names in one instance's binding that mean no channel.
 pub(super) fn bound(config: &Config, key: &str, names: &[String], check: &mut Check) {
     let channels = &config.channels;
-    let telegram = channels.telegram.placed().into_iter().filter(Placed::runs).map(|one| ("telegram", one.account.id));
-    let discord = channels.discord.placed().into_iter().filter(Placed::runs).map(|one| ("discord", one.account.id));
+    let telegram = channels.placed_telegram().into_iter().filter(Placed::runs).map(|one| ("telegram", one.account.id));
+    let discord = channels.placed_discord().into_iter().filter(Placed::runs).map(|one| ("discord", one.account.id));
     let accounts: Vec<_> = telegram.chain(discord).collect();
     let means_one = |name: &str| {
         // Every instance serves WebChat, so there is nothing to prefer.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use openclaw_config::channels::{DmPolicy, Group, GroupPolicy, TelegramMode, UnknownPolicy};
 use openclaw_config::session::{DmScope, GroupScope};
-use openclaw_config::{Config, effective, schema};
+use openclaw_config::{Config, Source, effective, schema};
 
 use crate::refused::check;
 use crate::written::Written;
@@ -19,7 +19,16 @@ fn section(channel: &str, settings: &str) -> Written {
 }
 
 fn refused(channel: &str, settings: &str, expected: &[&str]) {
-    check(&section(channel, settings), expected);
+    check(&section(channel, &without_default(settings)), expected);
+}
+
+/// With another account that does not run, so that no token is missed where none is given.
+fn without_default(settings: &str) -> String {
+    if settings.contains("accounts") {
+        settings.to_owned()
+    } else {
+        format!("{settings}, accounts: {{ off: {{ enabled: false }} }}")
+    }
 }
 
 fn warnings(written: &Written) -> Vec<String> {
@@ -547,7 +556,7 @@ fn sections_that_cannot_be_are_refused() {
 
 #[test]
 fn sizes_are_bounded() {
-    let telegram = |settings: &str| section("telegram", settings).load().err();
+    let telegram = |settings: &str| section("telegram", &without_default(settings)).load().err();
     let secret = |length: usize| telegram(&format!("webhookSecret: \"{}\"", "a".repeat(length)));
     assert_eq!(secret(256), None);
     let message =
@@ -668,7 +677,7 @@ fn bots_run_when_they_have_a_token_and_are_not_switched_off() {
         let config = section("telegram", settings).load().unwrap_or_else(|message| panic!("{message}")).config;
         config.channels.telegram_accounts().into_iter().map(|account| account.id).collect::<Vec<_>>()
     };
-    assert!(ids("").is_empty());
+    assert!(ids("enabled: false").is_empty());
     assert_eq!(ids(r#"botToken: "1:a""#), ["default"]);
     assert!(ids(r#"botToken: "1:a", enabled: false"#).is_empty());
     assert!(ids(r#"enabled: false, accounts: { a: { botToken: "1:a" }, b: {} }"#).is_empty());
@@ -677,6 +686,71 @@ fn bots_run_when_they_have_a_token_and_are_not_switched_off() {
     assert_eq!(ids(accounts), ["a", "z"]);
     assert_eq!(ids(&format!(r#"botToken: "3:a", {accounts}"#)), ["a", "default", "z"]);
     assert!(Config::default().channels.discord_accounts().is_empty());
+}
+
+#[test]
+fn a_token_that_is_missing_is_an_error_that_says_where_it_may_come_from() {
+    for settings in ["", "enabled: true", r#"streaming: "off""#, "accounts: {}"] {
+        let expected = "openclaw.json:1:25: channels.telegram: `botToken` is missing: write it here, or set TELEGRAM_BOT_TOKEN in the environment";
+        check(&section("telegram", settings), &[expected]);
+        check(&section("telegram", settings).env("TELEGRAM_BOT_TOKEN", ""), &[expected]);
+    }
+    check(
+        &section("discord", "accounts: { default: {}, a: {} }").env("TELEGRAM_BOT_TOKEN", "1:a"),
+        &[
+            "openclaw.json:1:47: channels.discord.accounts.default: `token` is missing: write it here, or set DISCORD_BOT_TOKEN in the environment",
+            "openclaw.json:1:54: channels.discord.accounts.a: `token` is missing",
+        ],
+    );
+}
+
+#[test]
+fn the_environment_gives_the_token_that_the_default_account_has_not() {
+    let token = format!("1:{}", "e".repeat(35));
+    let load = |channel: &str, settings: &str| {
+        let written = section(channel, settings).env("TELEGRAM_BOT_TOKEN", &token).env("DISCORD_BOT_TOKEN", "from.env");
+        written.load().unwrap_or_else(|message| panic!("{message}"))
+    };
+    let tokens = |channel: &str, settings: &str| {
+        let channels = load(channel, settings).config.channels;
+        let telegram = channels.telegram_accounts().into_iter().map(|one| (one.id, one.bot_token));
+        let discord = channels.discord_accounts().into_iter().map(|one| (one.id, one.token));
+        telegram.chain(discord).map(|(id, token)| format!("{id}={}", token.expose())).collect::<Vec<_>>()
+    };
+    let default = format!("default={token}");
+    for settings in [
+        "",
+        "enabled: true",
+        "allowFrom: [5], accounts: {}",
+        "botToken: null",
+        "accounts: { default: { dmPolicy: \"disabled\" } }",
+    ] {
+        assert_eq!(tokens("telegram", settings), [default.as_str()], "{settings}");
+    }
+    assert_eq!(tokens("discord", ""), ["default=from.env"]);
+    assert_eq!(tokens("discord", r#"accounts: { a: { token: "a" }, default: {} }"#), ["a=a", "default=from.env"]);
+    // What is written wins, and a bot that nobody asked for does not run.
+    assert_eq!(tokens("telegram", r#"botToken: "2:w""#), ["default=2:w"]);
+    assert_eq!(tokens("telegram", r#"accounts: { default: { botToken: "2:w" } }"#), ["default=2:w"]);
+    assert_eq!(
+        tokens("telegram", r#"accounts: { main: { botToken: "${TELEGRAM_BOT_TOKEN}" } }"#),
+        [format!("main={token}")]
+    );
+    for off in ["enabled: false", r#"enabled: "${NO:-false}""#, "accounts: { default: { enabled: false } }"] {
+        assert!(tokens("telegram", off).is_empty(), "{off}");
+    }
+    let nothing = Written::file("{ channels: {} }").env("TELEGRAM_BOT_TOKEN", "not a token").load().unwrap();
+    assert!(nothing.config.channels.telegram_accounts().is_empty());
+
+    let loaded = load("telegram", "");
+    assert_eq!(loaded.sources["channels.telegram.botToken"], Source::Variable("TELEGRAM_BOT_TOKEN"));
+    assert!(!format!("{loaded:?} {}", effective(&loaded.config)).contains(&token));
+    check(
+        &section("telegram", "").env("TELEGRAM_BOT_TOKEN", "hunter2"),
+        &[
+            "TELEGRAM_BOT_TOKEN: channels.telegram.botToken: not a token as @BotFather gives it: <digits>:<letters, digits, '_' and '-'>",
+        ],
+    );
 }
 
 #[test]
@@ -793,8 +867,6 @@ fn what_is_odd_about_a_bot_is_warned_of() {
                          use \"per-account-channel-peer\"";
     let token = format!("1:{}", "a".repeat(35));
     let odd = |settings: &str| warnings(&section("telegram", &settings.replace("TOKEN", &token)));
-    assert!(odd("").is_empty());
-    assert_eq!(odd("streaming: \"off\""), ["channels.telegram: has neither botToken nor accounts, so no bot runs"]);
     assert!(odd("streaming: \"off\", enabled: false").is_empty());
     assert!(odd(r#"botToken: "TOKEN", allowFrom: [5]"#).is_empty());
     assert_eq!(odd(r#"botToken: "TOKEN""#), [GROUPS]);
