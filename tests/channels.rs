@@ -110,6 +110,29 @@ async fn a_stranger_is_let_in_by_an_operator_and_has_a_conversation() -> Result<
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_reply_that_grows_in_a_message_is_finished_in_it_by_the_next_owner() -> Result<()> {
+    const WORDS: usize = 100;
+    let (telegram, bot) = fake().await?;
+    let mut cluster = cluster(&telegram, 3, json!({"dmPolicy": "open", "allowFrom": ["*"], "unknown": "hold"})).await?;
+    telegram.wait_for_poll(bot, SOON).await?;
+    telegram.say(bot, ChatId(11), UserId(11), format!("[tokens={WORDS} delay=50ms]").as_str())?;
+    // Once it was edited, it stands with the turn.
+    let shown = telegram.wait_for_message(bot, |message| !message.edits.is_empty(), SOON).await?;
+    let status = operate(&cluster, &["channels", "status"])?;
+    let owner = status["channels"][0]["owner"].as_str().context("an owner")?.to_owned();
+    let index = cluster.instances().iter().position(|one| one.id.as_str() == owner).context("an instance")?;
+    cluster.instance(index).process.kill()?;
+    let last = WORDS.to_string();
+    let whole = |text: &str| text.split_whitespace().last() == Some(&last);
+    let answer = telegram.wait_for_message(bot, |message| whole(&message.content.text), SOON).await?;
+    ensure!(answer.id == shown.id, "{answer:?} is another message than {shown:?}");
+    let words: Vec<String> = answer.content.text.split_whitespace().map(str::to_owned).collect();
+    ensure!(words == (1..=WORDS).map(|n| n.to_string()).collect::<Vec<_>>(), "{words:?}");
+    ensure!(telegram.messages(bot, ChatId(11)).len() == 1, "{:?}", telegram.messages(bot, ChatId(11)));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_delivered_is_listed_and_sent_again_when_an_operator_says_so() -> Result<()> {
     let (telegram, bot) = fake().await?;
     let (ann, chat) = (UserId(11), ChatId(11));
