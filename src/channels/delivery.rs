@@ -29,6 +29,8 @@ use crate::store::{CommitError, Consistency, Event};
 const STORE: Duration = Duration::from_secs(5);
 /// Events may be missed, and time passes: the outbox is looked at anyway.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Between two looks, at least.
+const LOOK_APART: Duration = Duration::from_millis(5);
 /// Intents looked at in one go.
 const PAGE: usize = 256;
 /// Chats that are delivered to at once.
@@ -95,20 +97,33 @@ impl Delivery {
                     });
                 }
             }
-            let soonest = busy.values().min().copied().unwrap_or(now + LOOK_EVERY).min(now + LOOK_EVERY);
-            tokio::select! {
-                event = events.next() => match event {
-                    Some(Event::OutboxChanged { .. } | Event::Lagged) => {}
-                    Some(Event::TurnRunnable(_) | Event::TurnEnded(_) | Event::LeaseChanged(_)) => continue,
-                    None => return,
-                },
-                Some(done) = chats.join_next() => match done {
-                    Ok((_, Stop::Over)) => return,
-                    Ok((chat, Stop::Until(at))) => { busy.insert(chat, at); }
-                    Err(error) => warn!(%account, %error, "a delivery ended unexpectedly"),
-                },
-                () = sleep_until(soonest) => {}
-                () = self.shared.outlet.finish.cancelled() => {}
+            let mut at = busy.values().min().copied().unwrap_or(now + LOOK_EVERY).min(now + LOOK_EVERY);
+            // A look reads all that waits, so what changes meanwhile is looked at together.
+            let soon = now + LOOK_APART;
+            while Instant::now() < at && !self.shared.outlet.finish.is_cancelled() {
+                tokio::select! {
+                    event = events.next() => match event {
+                        Some(Event::OutboxChanged { account: of, .. }) if of == account.as_str() => at = at.min(soon),
+                        Some(Event::Lagged) => at = at.min(soon),
+                        Some(
+                            Event::OutboxChanged { .. }
+                            | Event::TurnRunnable(_)
+                            | Event::TurnEnded(_)
+                            | Event::LeaseChanged(_),
+                        ) => {}
+                        None => return,
+                    },
+                    Some(done) = chats.join_next() => match done {
+                        Ok((_, Stop::Over)) => return,
+                        Ok((chat, Stop::Until(until))) => {
+                            busy.insert(chat, until);
+                            at = at.min(until.max(soon));
+                        }
+                        Err(error) => warn!(%account, %error, "a delivery ended unexpectedly"),
+                    },
+                    () = sleep_until(at) => {}
+                    () = self.shared.outlet.finish.cancelled() => {}
+                }
             }
         }
     }

@@ -115,6 +115,10 @@ impl Writing {
         let account = self.shared.outlet.channel.account().as_str();
         let Some(to) = turn.reply_to.as_ref().filter(|to| to.account == account).and_then(address) else { return };
         let mut turns = self.shared.turns.lock();
+        if turns.len() >= MAX_TURNS {
+            // The end of a cancelled one may have been missed.
+            turns.retain(|_, shown| !shown.task.is_finished());
+        }
         // Another attempt of a turn that is shown is shown in the same message.
         if turns.contains_key(&turn.id) || turns.len() >= MAX_TURNS {
             return;
@@ -169,6 +173,7 @@ impl Shared {
                         return preview.message;
                     }
                     if !self.outlet.throttle.is_free() {
+                        preview.grew = true;
                         next = Instant::now() + NO_PLACE;
                         continue;
                     }

@@ -43,8 +43,8 @@ pub struct Discord {
     /// is listed by its id, if nobody is listed for it, in `groupAllowFrom` or in `allowFrom`. Servers, upstream's `guilds`,
     /// cannot be told apart yet. Default none: every channel, as said here.
     pub groups: BTreeMap<String, GroupEntry<Discord>>,
-    /// Whether a reply is shown while it is written, by editing the message. This release sends replies once they are complete,
-    /// whatever it says. Default `off`.
+    /// Whether a reply that takes longer than a second is shown while it is written, in a message that is edited and that it then
+    /// takes the place of. Default `off`.
     #[serde(deserialize_with = "streaming_or_default")]
     pub streaming: Streaming,
     /// What becomes of a reply whose sending had no answer. Default `resend`.

@@ -52,8 +52,8 @@ pub struct Telegram {
     /// is listed for it, in `groupAllowFrom` or in `allowFrom`. A group that becomes a supergroup gets another id. Default none:
     /// every group, as said here.
     pub groups: BTreeMap<String, GroupEntry<Telegram>>,
-    /// Whether a reply is shown while it is written, by editing the message. This release sends replies once they are complete,
-    /// whatever it says. Default `partial`.
+    /// Whether a reply that takes longer than a second is shown while it is written, in a message that is edited and that it then
+    /// takes the place of. Default `partial`.
     #[serde(deserialize_with = "streaming_or_default")]
     pub streaming: Streaming,
     /// What becomes of a reply whose sending had no answer. Default `resend`.

@@ -280,10 +280,14 @@ impl Delivering {
     }
 
     fn over(store: MemoryStore, platform: Arc<Platform>, settings: Account) -> Self {
+        Self::at(store, platform, settings, FAST)
+    }
+
+    fn at(store: MemoryStore, platform: Arc<Platform>, settings: Account, pace: Pace) -> Self {
         let tenure = Tenure::endless(lease(&store).fencing_token);
         let ended = tenure.ended.clone();
         let hub = Hub::new(live::Limits::default());
-        let outlet = Outlet::new(Arc::new(store.clone()), platform.clone(), settings, tenure, FAST, metrics());
+        let outlet = Outlet::new(Arc::new(store.clone()), platform.clone(), settings, tenure, pace, metrics());
         let writing = Writing::new(outlet.clone(), follow(&store, "node-1", hub.clone()));
         let delivery = Delivery::new(outlet, writing.clone());
         let task = tokio::spawn(async move {

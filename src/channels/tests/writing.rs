@@ -193,3 +193,19 @@ async fn a_platform_that_does_not_want_it_is_left_in_peace_until_the_reply_is_th
     assert_eq!(one.platform.texts(), ["It grew."]);
     assert_eq!(turn_of(&one.store, &turn).await.state(), TurnState::Done);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_preview_waits_for_a_free_place_and_is_not_forgotten() {
+    let store = MemoryStore::new(&[]);
+    register(&store, "node-1");
+    let settings = Account { streaming: true, ..settings() };
+    let pace = Pace { per_chat: Duration::ZERO, overall: Duration::from_secs(5) };
+    let one = Delivering::at(store, Platform::new(), settings, pace);
+    let turn = ask(&one.store);
+    let writer = publisher(&one, &turn);
+    // Takes the place that the preview would have.
+    enqueue(&one.store, "b", "something else");
+    one.platform.until("the other", |state| state.calls == 1).await;
+    writer.publish("It grows").unwrap();
+    until_shown(&one, "It grows").await;
+}
