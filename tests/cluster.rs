@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use jepsen_lite::client::{Answer, Client, Failure, Protocol, Reader, Reply, append_until};
 use jepsen_lite::cluster::{Cluster, Options};
-use jepsen_lite::commands::turns;
+use jepsen_lite::commands::{self, turns};
 use jepsen_lite::network::Balancer;
 use jepsen_lite::workloads::append::{self, Load};
 use openclaw_proto::http::{ChatRequest, Entry, ErrorCode, Role};
@@ -142,9 +142,20 @@ fn check_count(answer: &Answer) {
 }
 
 #[derive(Parser)]
-struct Arguments {
+struct Arguments<T: clap::Args> {
     #[command(flatten)]
-    options: turns::Options,
+    options: T,
+}
+
+/// Every kind of fault that takes no longer than it must: `cargo jepsen run` does all of them, for longer.
+#[tokio::test]
+async fn nothing_acknowledged_is_lost_whatever_is_done_to_the_cluster() -> Result<()> {
+    let faults = "kill-leader,pause-leader,isolate-leader,ring,mute,kill-majority";
+    let arguments = ["test", "--openclaw", env!("CARGO_BIN_EXE_openclaw"), "--nemesis", faults];
+    let arguments = arguments.iter().chain(&["--time-limit", "40", "--seed", "5"]);
+    let report = commands::run::run(Arguments::parse_from(arguments).options).await?;
+    ensure!(report.passed, "{}", report.text);
+    Ok(())
 }
 
 #[tokio::test]

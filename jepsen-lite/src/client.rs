@@ -17,7 +17,8 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use openclaw_proto::http::{
     self as api, AppendRequest, AppendResponse, ChannelList, ChannelStatus, ChatRequest, ChatResponse, Cluster,
-    DeadLetterList, Entry, EntryList, ErrorBody, ErrorCode, MoveRequest, Role, StreamEvent, Usage,
+    DeadLetterList, Entry, EntryList, ErrorBody, ErrorCode, MoveRequest, Role, StreamEvent, TransferLeaderRequest,
+    Usage,
 };
 use openclaw_proto::ids::{IdempotencyKey, SessionKey, StreamPosition, TurnId};
 use serde::Serialize;
@@ -193,6 +194,12 @@ impl Client {
     pub async fn move_channel(&self, account: &str, to: &str) -> Reply<ChannelStatus> {
         let body = MoveRequest { to: to.to_owned() };
         self.post(&format!("/api/v1/channels/{account}/move"), &body, &IdempotencyKey::random()).await
+    }
+
+    /// Hands the leadership to another instance.
+    pub async fn transfer_leader(&self, to: &str) -> Reply<serde_json::Value> {
+        let body = TransferLeaderRequest { to: Some(to.to_owned()) };
+        self.post("/api/v1/cluster/transfer-leader", &body, &IdempotencyKey::random()).await
     }
 
     pub async fn cluster(&self) -> Reply<Cluster> {

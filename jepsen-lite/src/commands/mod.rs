@@ -8,6 +8,8 @@ pub mod channels;
 pub mod durability;
 pub mod failover;
 pub mod footprint;
+pub mod list;
+pub mod run;
 pub mod turns;
 
 use std::path::{Path, PathBuf};
