@@ -180,7 +180,13 @@ async fn settle(group: Group, mut batch: Vec<Waiting>) {
         let results = if leader == group.own_node() {
             group.propose_here(commands, timeout).await
         } else {
-            propose_there(&group, leader, commands, timeout).await
+            tokio::select! {
+                results = propose_there(&group, leader, commands, timeout) => results,
+                // Who was asked may be cut off, and would not answer before the deadline.
+                () = another_leads(&mut status, leader) => {
+                    failures(batch.len(), true, "another instance leads now".to_owned())
+                }
+            }
         };
         batch = batch.into_iter().zip(results).filter_map(|(waiting, result)| take(waiting, result)).collect();
         if !batch.is_empty() {
@@ -220,12 +226,23 @@ async fn wait_for_change(status: &mut watch::Receiver<crate::status::Status>, un
     drop(tokio::time::timeout_at(until, status.wait_for(|status| status.leader_node != leader)).await);
 }
 
+/// Ends when `leader` is known to have a successor.
+async fn another_leads(status: &mut watch::Receiver<crate::status::Status>, leader: u64) {
+    let succeeded = status.wait_for(|status| status.leader_node.is_some_and(|node| node != leader)).await.is_ok();
+    if !succeeded {
+        std::future::pending().await
+    }
+}
+
+/// The same for each of `count` commands.
+fn failures(count: usize, effect_unknown: bool, reason: String) -> Vec<pb::ProposeResult> {
+    let failure = pb::ProposeFailure { effect_unknown, reason, leader_node: 0 };
+    vec![pb::ProposeResult { result: Some(pb::propose_result::Result::Failure(failure)) }; count]
+}
+
 async fn propose_there(group: &Group, leader: u64, commands: Vec<Bytes>, timeout: Duration) -> Vec<pb::ProposeResult> {
     let count = commands.len();
-    let all = |effect_unknown: bool, reason: String| {
-        let failure = pb::ProposeFailure { effect_unknown, reason, leader_node: 0 };
-        vec![pb::ProposeResult { result: Some(pb::propose_result::Result::Failure(failure)) }; count]
-    };
+    let all = |effect_unknown: bool, reason: String| failures(count, effect_unknown, reason);
     let Some((instance, addr)) = group.address_of(leader) else {
         return all(false, format!("the address of node {leader} is not known"));
     };

@@ -271,6 +271,28 @@ async fn a_short_deadline_holds_behind_commands_that_wait_long() {
     assert!(read.expect("an answer by its own deadline").is_err());
 }
 
+/// The leader takes a command from another instance, and is then cut off from both: it neither answers nor steps down.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_does_not_wait_for_a_leader_that_has_a_successor() {
+    let cluster = Cluster::start(3).await;
+    let old = cluster.leader().await;
+    let others = [(old + 1) % 3, (old + 2) % 3];
+    let id = |at: usize| &cluster.members[at].id;
+    others.iter().for_each(|other| cluster.links.cut(id(old), id(*other)));
+    let appended = || cluster.node(old).counters().entries_appended.load(std::sync::atomic::Ordering::Relaxed);
+    let before = appended();
+    let node = cluster.node(others[0]).clone();
+    let proposed = tokio::spawn(async move { node.propose(append("s", "k", "x"), PATIENCE * 6).await });
+    let began = Instant::now();
+    while appended() == before {
+        assert!(began.elapsed() < PATIENCE, "the leader was never asked");
+        tokio::task::yield_now().await;
+    }
+    others.iter().for_each(|other| cluster.links.cut(id(*other), id(old)));
+    timeout(PATIENCE, proposed).await.expect("an answer of the next leader").unwrap().unwrap();
+    assert_eq!(cluster.texts(others[0], "s").await, ["x"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_under_way_survives_the_loss_of_its_leader() {
     let mut cluster = Cluster::start(3).await;
