@@ -147,7 +147,7 @@ struct Arguments<T: clap::Args> {
     options: T,
 }
 
-/// Every kind of fault that takes no longer than it must: `cargo jepsen run` does all of them, for longer.
+/// Some of the faults, each once: `cargo jepsen run` does all of them, for longer.
 #[tokio::test]
 async fn nothing_acknowledged_is_lost_whatever_is_done_to_the_cluster() -> Result<()> {
     let faults = "kill-leader,pause-leader,isolate-leader,ring,mute,kill-majority";

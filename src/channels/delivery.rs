@@ -290,12 +290,7 @@ impl Shared {
     async fn call(&self, to: &ReplyAddress, intent: &Intent, piece: &Piece) -> Result<Sent, SendError> {
         if replaces_preview(intent) {
             let message_id = intent.preview.clone();
-            return self
-                .outlet
-                .channel
-                .edit(&self.outlet.tenure, to, &message_id, piece)
-                .await
-                .map(|()| Sent { message_id });
+            return self.outlet.edit(to, &message_id, piece).await.map(|()| Sent { message_id });
         }
         let key = SendKey { intent_id: intent.id, piece: intent.pieces_sent };
         self.outlet.send(to, piece, &key).await

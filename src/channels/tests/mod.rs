@@ -249,6 +249,7 @@ struct Delivering {
     platform: Arc<Platform>,
     /// Where `node-1` writes.
     hub: Hub,
+    metrics: Metrics,
     ended: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -286,8 +287,8 @@ impl Delivering {
     fn at(store: MemoryStore, platform: Arc<Platform>, settings: Account, pace: Pace) -> Self {
         let tenure = Tenure::endless(lease(&store).fencing_token);
         let ended = tenure.ended.clone();
-        let hub = Hub::new(live::Limits::default());
-        let outlet = Outlet::new(Arc::new(store.clone()), platform.clone(), settings, tenure, pace, metrics());
+        let (hub, metrics) = (Hub::new(live::Limits::default()), metrics());
+        let outlet = Outlet::new(Arc::new(store.clone()), platform.clone(), settings, tenure, pace, metrics.clone());
         let writing = Writing::new(outlet.clone(), follow(&store, "node-1", hub.clone()));
         let delivery = Delivery::new(outlet, writing.clone());
         let task = tokio::spawn(async move {
@@ -296,7 +297,7 @@ impl Delivering {
                 () = async { writing.run().await; std::future::pending().await } => {}
             }
         });
-        Self { store, platform, hub, ended, task }
+        Self { store, platform, hub, metrics, ended, task }
     }
 
     async fn until_outbox(&self, expected: &[(IntentState, &str)]) {

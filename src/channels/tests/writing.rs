@@ -58,6 +58,9 @@ async fn a_reply_grows_in_one_message_and_takes_its_place() {
     answer(&one.store, &turn, "It has grown.|In two pieces.");
     one.until_outbox(&[]).await;
     assert_eq!(one.platform.texts(), ["It has grown.", "In two pieces."]);
+    let counted = |call| one.metrics.channel_calls.with_label_values(&["telegram", call, "done"]).get();
+    let edits = one.platform.state.lock().edits as u64;
+    assert_eq!((counted("send"), counted("edit")), (2, edits), "the last edit too");
 }
 
 #[tokio::test(start_paused = true)]
