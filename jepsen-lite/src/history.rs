@@ -34,14 +34,32 @@ pub enum What {
         op: u64,
         attempts: u32,
         #[serde(flatten)]
-        answer: AppendResponse,
+        answer: Answer,
     },
     /// Certainly without effect.
     Fail { op: u64, attempts: u32, message: String },
     /// It may have had an effect.
     Info { op: u64, attempts: u32, message: String },
     /// What the harness did to the system.
-    Fault { fault: String },
+    Fault { number: u32, kind: String, phase: Phase, detail: String },
+    /// Who leads, as the instances told somebody who asks them all the time; one line per change.
+    Leader { instance: Option<String>, term: u64 },
+    /// Who owns a bot account, in the same way.
+    Owner { account: String, instance: Option<String>, token: u64 },
+}
+
+/// How far a fault is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// From here on something is wrong, or is being made wrong.
+    Begin,
+    /// What was done is undone; the system may need a while yet.
+    Healed,
+    /// Every instance said that it is ready.
+    Recovered,
+    /// It could not be done, and nothing was.
+    Skipped,
 }
 
 /// What a client asked for.
@@ -52,6 +70,29 @@ pub enum Call {
     Append { session: String, text: String, key: String },
     /// The same append again, after it was acknowledged: the answer must be the same.
     Repeat { session: String, text: String, key: String },
+    /// Ask one instance for the end of a session.
+    Read { session: String, instance: usize },
+}
+
+impl Call {
+    /// As it stands in a line's `f`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Append { .. } => "append",
+            Self::Repeat { .. } => "repeat",
+            Self::Read { .. } => "read",
+        }
+    }
+}
+
+/// What a client was told.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "lowercase")]
+pub enum Answer {
+    /// Where the appended entry stands.
+    Appended(AppendResponse),
+    /// The sequence number of the last entry, and the last entries; nothing and 0 if there is none.
+    Read { head: u64, tail: Vec<(u64, String)> },
 }
 
 /// Collects events from all clients.
@@ -89,6 +130,11 @@ impl Recorder {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let at_us = self.now_us();
         inner.events.push(Event { at_us, what });
+    }
+
+    /// Notes how far a fault is.
+    pub fn fault(&self, number: u32, kind: &str, phase: Phase, detail: &str) {
+        self.note(What::Fault { number, kind: kind.to_owned(), phase, detail: detail.to_owned() });
     }
 
     /// The history so far.
@@ -140,8 +186,20 @@ mod tests {
         let recorder = Recorder::default();
         let call = Call::Append { session: "s".into(), text: "t".into(), key: "k".into() };
         let op = recorder.invoke(3, call);
-        recorder.note(What::Fault { fault: "kill all".into() });
-        recorder.note(What::Ok { op, attempts: 2, answer: AppendResponse { seq: 1, id: "e".into() } });
+        let fault = |phase| What::Fault { number: 1, kind: "kill-all".into(), phase, detail: "all".into() };
+        recorder.note(fault(Phase::Begin));
+        recorder.note(What::Ok {
+            op,
+            attempts: 2,
+            answer: Answer::Appended(AppendResponse { seq: 1, id: "e".into() }),
+        });
+        recorder.note(fault(Phase::Healed));
+        recorder.note(What::Leader { instance: Some("node-1".into()), term: 2 });
+        recorder.note(What::Leader { instance: None, term: 2 });
+        recorder.note(What::Owner { account: "telegram:main".into(), instance: None, token: 7 });
+        let read = recorder.invoke(3, Call::Read { session: "s".into(), instance: 2 });
+        let answer = Answer::Read { head: 2, tail: vec![(1, "t".into()), (2, "u".into())] };
+        recorder.note(What::Ok { op: read, attempts: 1, answer });
         let file = tempfile::NamedTempFile::new().unwrap();
         save(file.path(), &recorder.events()).unwrap();
         assert_eq!(load(file.path()).unwrap(), recorder.events());
@@ -152,7 +210,7 @@ mod tests {
     #[test]
     fn a_damaged_line_is_named() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), "{\"at_us\":1,\"type\":\"fault\",\"fault\":\"x\"}\n{").unwrap();
+        std::fs::write(file.path(), "{\"at_us\":1,\"type\":\"leader\",\"instance\":null,\"term\":1}\n{").unwrap();
         assert!(load(file.path()).unwrap_err().to_string().contains("line 2"));
     }
 }

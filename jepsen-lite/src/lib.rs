@@ -21,6 +21,7 @@ pub mod history;
 pub mod nemesis;
 pub mod network;
 pub mod process;
+pub mod run;
 pub mod sse;
 pub mod workloads;
 

@@ -16,7 +16,7 @@ use std::fmt;
 use openclaw_proto::http::{AppendResponse, Entry};
 use serde::Serialize;
 
-use crate::history::{Call, Event, What};
+use crate::history::{Answer, Call, Event, What};
 
 /// Something that must never be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -172,16 +172,21 @@ fn operations(history: &[Event]) -> (Vec<Operation<'_>>, Vec<Operation<'_>>) {
                 let (repeat, session, text, key) = match call {
                     Call::Append { session, text, key } => (false, session, text, key),
                     Call::Repeat { session, text, key } => (true, session, text, key),
+                    Call::Read { .. } => continue,
                 };
                 let list = if repeat { &mut repeats } else { &mut appends };
                 at.insert(*op, (repeat, list.len()));
                 list.push(Operation { session, text, key, invoked_us: event.at_us, end: End::Unknown });
             }
-            What::Ok { op, answer, .. } => {
+            What::Ok { op, answer: Answer::Appended(answer), .. } => {
                 end(&mut appends, &mut repeats, at.get(op), End::Ok { at_us: event.at_us, answer });
             }
             What::Fail { op, .. } => end(&mut appends, &mut repeats, at.get(op), End::Failed),
-            What::Info { .. } | What::Fault { .. } => {}
+            What::Ok { answer: Answer::Read { .. }, .. }
+            | What::Info { .. }
+            | What::Fault { .. }
+            | What::Leader { .. }
+            | What::Owner { .. } => {}
         }
     }
     (appends, repeats)
@@ -301,7 +306,10 @@ mod tests {
     }
 
     fn ok(at_us: u64, op: u64, seq: u64) -> Event {
-        event(at_us, What::Ok { op, attempts: 1, answer: AppendResponse { seq, id: format!("id-{seq}") } })
+        event(
+            at_us,
+            What::Ok { op, attempts: 1, answer: Answer::Appended(AppendResponse { seq, id: format!("id-{seq}") }) },
+        )
     }
 
     /// a, b and c one after the other, all acknowledged.

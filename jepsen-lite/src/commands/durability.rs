@@ -16,7 +16,7 @@ use crate::checkers::append::Verdict;
 use crate::client::Protocol;
 use crate::cluster::{self, Cluster};
 use crate::figures::Summary;
-use crate::history::What;
+use crate::history::Phase;
 use crate::workloads::append::{self, Load};
 
 /// Patience with an idle cluster at the end, before transcripts are compared.
@@ -165,12 +165,12 @@ async fn break_and_judge(
     for (&moment, number) in moments.iter().zip(1..) {
         progress.reached(moment, READY).await?;
         tokio::time::sleep(Duration::from_millis(rng.random_range(0..JITTER_MS))).await;
-        recorder.note(What::Fault { fault: "kill all".into() });
+        recorder.fault(number, "kill-all", Phase::Begin, "");
         let killed = progress.mark();
         cluster.kill_all()?;
         cluster.start_all()?;
         cluster.wait_all_ready(READY).await?;
-        recorder.note(What::Fault { fault: "all restarted".into() });
+        recorder.fault(number, "kill-all", Phase::Recovered, "");
         // The last cut may fall so late that no write is left to be sent.
         if progress.acknowledged() < options.appends {
             let next = tokio::time::timeout(READY, progress.first_after_mark())

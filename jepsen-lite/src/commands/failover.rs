@@ -13,7 +13,7 @@ use crate::checkers::append::Verdict;
 use crate::client::Protocol;
 use crate::cluster::{self, Cluster};
 use crate::figures::Summary;
-use crate::history::What;
+use crate::history::Phase;
 use crate::workloads::append::{self, Load};
 
 /// Writes that must be acknowledged between the healing of one round and the kill of the next.
@@ -171,7 +171,7 @@ async fn break_and_judge(cluster: &mut Cluster, load: Load, rng: &mut StdRng, op
             Victim::Follower => (leader + rng.random_range(1..cluster.len().max(2))) % cluster.len(),
         };
         let name = cluster.instance(victim).id.clone();
-        recorder.note(What::Fault { fault: format!("kill {name}") });
+        recorder.fault(round, "kill", Phase::Begin, name.as_str());
         let killed = progress.mark();
         cluster.instance(victim).process.kill()?;
         let next = tokio::time::timeout(GIVE_UP, progress.first_after_mark())
@@ -180,7 +180,7 @@ async fn break_and_judge(cluster: &mut Cluster, load: Load, rng: &mut StdRng, op
         gaps.push(next.saturating_duration_since(killed));
         cluster.start_one(victim)?;
         rejoins.push(cluster.instance(victim).wait_ready(READY).await?);
-        recorder.note(What::Fault { fault: format!("{name} restarted") });
+        recorder.fault(round, "kill", Phase::Recovered, name.as_str());
         eprintln!("round {round}: {name} killed, next write after {:?}", gaps.last().copied().unwrap_or_default());
     }
     progress.stop();

@@ -11,7 +11,7 @@ use crate::checkers::append::Verdict;
 use crate::client::Protocol;
 use crate::cluster::{self, Cluster};
 use crate::figures::Summary;
-use crate::history::{Recorder, What};
+use crate::history::{Phase, Recorder};
 use crate::nemesis::Kind;
 use crate::nemesis::inject::{self, Injected};
 use crate::nemesis::schedule::{Schedule, Step};
@@ -199,7 +199,8 @@ async fn break_and_judge(cluster: &mut Cluster, load: Load, schedule: &Schedule)
     let (mut done, mut problems) = (Vec::new(), Vec::new());
     for (step, number) in schedule.steps.iter().zip(1..) {
         tokio::time::sleep(step.quiet()).await;
-        let one = one_fault(cluster, step, &progress, &recorder).await.with_context(|| format!("fault {number}"))?;
+        let one =
+            one_fault(cluster, number, step, &progress, &recorder).await.with_context(|| format!("fault {number}"))?;
         eprintln!(
             "fault {number} of {}: {} ({}); a write after {} ms, and {:.0} ms after the end; {} writes so far",
             schedule.steps.len(),
@@ -222,9 +223,15 @@ async fn break_and_judge(cluster: &mut Cluster, load: Load, schedule: &Schedule)
     Ok(Outcome { verdict: load.judge().await?, done, problems })
 }
 
-async fn one_fault(cluster: &mut Cluster, step: &Step, progress: &Progress, recorder: &Recorder) -> Result<Done> {
+async fn one_fault(
+    cluster: &mut Cluster,
+    number: u32,
+    step: &Step,
+    progress: &Progress,
+    recorder: &Recorder,
+) -> Result<Done> {
     let name = step.kind.name();
-    recorder.note(What::Fault { fault: format!("begin {name}") });
+    recorder.fault(number, &name, Phase::Begin, "");
     let begun = progress.mark();
     let injected = inject::inject(cluster, step).await?;
     let during = tokio::time::timeout(Duration::ZERO, progress.first_after_mark()).await.ok();
@@ -234,7 +241,7 @@ async fn one_fault(cluster: &mut Cluster, step: &Step, progress: &Progress, reco
         Injected::Installed(what) => (what, true),
         Injected::Skipped(why) => (why, false),
     };
-    recorder.note(What::Fault { fault: format!("end {name}: {what}") });
+    recorder.fault(number, &name, if installed { Phase::Healed } else { Phase::Skipped }, &what);
     let ms = |since: Instant, until: Instant| until.saturating_duration_since(since).as_secs_f64() * 1000.0;
     let again = tokio::time::timeout(RECOVERY, progress.first_after_mark()).await;
     cluster.wait_all_ready(READY).await?;

@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 
 use crate::checkers::append::{self, Verdict};
 use crate::client::{Client, append_until};
-use crate::history::{Call, Recorder, What};
+use crate::history::{Answer, Call, Recorder, What};
 
 /// The shape of the load.
 #[derive(Debug, Clone)]
@@ -243,7 +243,7 @@ impl Writer {
         let deadline = Instant::now() + self.options.give_up;
         match append_until(&self.targets, first, &self.session, text, key, deadline).await {
             Ok(done) => {
-                self.recorder.note(What::Ok { op, attempts: done.attempts, answer: done.value });
+                self.recorder.note(What::Ok { op, attempts: done.attempts, answer: Answer::Appended(done.value) });
                 if first_time {
                     self.progress.acknowledge(done.sent);
                 }

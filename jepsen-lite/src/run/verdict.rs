@@ -1,0 +1,65 @@
+//! What a run found, as it stands in `verdict.json` beside its history.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::plan::Plan;
+use crate::checkers::Check;
+
+/// Of a whole run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Verdict {
+    pub outcome: Outcome,
+    pub plan: Plan,
+    /// How long the clients were at work.
+    pub seconds: f64,
+    pub faults: Vec<Fault>,
+    /// By workload.
+    pub operations: BTreeMap<String, Counts>,
+    pub checks: Vec<Check>,
+    /// What was wrong beside the checks: a fault that never happened, too few operations, a cluster that did not come back.
+    pub problems: Vec<String>,
+    /// Lines of the instances' logs that tell of a panic.
+    pub alarms: Vec<String>,
+    /// The command that does the same again.
+    pub rerun: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// Every checker passed, every fault happened, and enough operations succeeded.
+    Passed,
+    /// Something was found that must never be.
+    Failed,
+    /// Nothing was found, and the run proves too little; never a pass.
+    Inconclusive,
+}
+
+/// How operations ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    pub ok: u64,
+    /// Certainly without effect.
+    pub fail: u64,
+    /// Nobody knows.
+    pub info: u64,
+}
+
+/// One fault, as it was done.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Fault {
+    pub number: u32,
+    /// As `list` has it.
+    pub kind: String,
+    /// To whom, and how; or why not.
+    pub detail: String,
+    pub installed: bool,
+    /// From the fault to the next acknowledged write that was sent after it; while it lasted, if a majority was left.
+    pub write_after_ms: Option<f64>,
+    /// From the healing to the same; absent: none came in time.
+    pub recovery_ms: Option<f64>,
+}
