@@ -17,8 +17,8 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use openclaw_proto::http::{
     self as api, AppendRequest, AppendResponse, ChannelList, ChannelStatus, ChatRequest, ChatResponse, Cluster,
-    DeadLetterList, Entry, EntryList, ErrorBody, ErrorCode, MoveRequest, Role, StreamEvent, TransferLeaderRequest,
-    Usage,
+    DeadLetterList, Entry, EntryList, ErrorBody, ErrorCode, MoveRequest, Role, StateHash, StreamEvent,
+    TransferLeaderRequest, Usage,
 };
 use openclaw_proto::ids::{IdempotencyKey, SessionKey, StreamPosition, TurnId};
 use serde::Serialize;
@@ -204,6 +204,11 @@ impl Client {
 
     pub async fn cluster(&self) -> Reply<Cluster> {
         self.get("/api/v1/cluster").await
+    }
+
+    /// What the instance holds, as a hash at one log index.
+    pub async fn state_hash(&self) -> Reply<StateHash> {
+        self.get("/api/v1/cluster/state-hash").await
     }
 
     /// Whether `health/ready` answers 200.

@@ -3,7 +3,9 @@
 use axum::Json as Answer;
 use axum::extract::State;
 use futures::future::BoxFuture;
-use openclaw_proto::http::{Cluster, ErrorBody, ErrorCode, Maintenance, RemoveRequest, TransferLeaderRequest};
+use openclaw_proto::http::{
+    Cluster, ErrorBody, ErrorCode, Maintenance, RemoveRequest, StateHash, TransferLeaderRequest,
+};
 use openclaw_proto::ids::{InstanceId, SessionKey};
 use tokio::time::timeout;
 
@@ -19,6 +21,9 @@ pub trait ClusterView: Send + Sync + 'static {
     fn status(&self) -> ClusterStatus;
 
     fn cluster(&self) -> BoxFuture<'_, Result<Cluster, ClusterError>>;
+
+    /// Reads all that this instance holds; one at a time.
+    fn state_hash(&self) -> BoxFuture<'_, Result<StateHash, ClusterError>>;
 
     fn maintenance(&self) -> Maintenance;
 
@@ -92,6 +97,23 @@ async fn seen(gateway: &Gateway) -> Result<Cluster, ApiError> {
 #[derive(Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NoParams {}
+
+/// The hash of what this instance holds: instances that have applied the same log index have the same.
+#[utoipa::path(
+    get, path = "/api/v1/cluster/state-hash", tag = "operation",
+    responses(
+        (status = 200, body = StateHash),
+        (status = 429, description = "Another question of the kind is being answered", body = ErrorBody),
+    )
+)]
+pub(super) async fn state_hash(
+    State(gateway): State<Gateway>,
+    Params(NoParams {}): Params<NoParams>,
+) -> Result<Answer<StateHash>, ApiError> {
+    let deadline = gateway.limits().request;
+    let hash = timeout(deadline, gateway.cluster().state_hash()).await;
+    Ok(Answer(hash.map_err(|_| ApiError::no_answer(deadline))??))
+}
 
 /// Hands leadership over, and answers with the cluster under its new leader.
 #[utoipa::path(

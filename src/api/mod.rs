@@ -181,6 +181,7 @@ pub fn router(gateway: Gateway) -> Router {
     // Whoever operates a full instance must still be able to ask it, and to take it out.
     let operate = Router::new()
         .route("/api/v1/cluster", get(cluster::get))
+        .route("/api/v1/cluster/state-hash", get(cluster::state_hash))
         .route("/api/v1/cluster/transfer-leader", post(cluster::transfer_leader))
         .route("/api/v1/cluster/remove", post(cluster::remove))
         .route("/api/v1/channels", get(channels::list))

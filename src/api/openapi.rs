@@ -26,6 +26,7 @@ use super::{Gateway, channels, chat, cluster, health, maintenance, metrics, open
         sessions::entries,
         sessions::append,
         cluster::get,
+        cluster::state_hash,
         cluster::transfer_leader,
         cluster::remove,
         channels::list,

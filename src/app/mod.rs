@@ -208,7 +208,8 @@ impl App {
         let channels_stopped = CancellationToken::new();
         let channels = tokio::spawn(supervisor.run(channels_stopped.clone()));
 
-        let view = view::View { node: node.clone(), readiness: readiness.clone(), load: load.clone() };
+        let hashing = Arc::new(tokio::sync::Semaphore::new(1));
+        let view = view::View { node: node.clone(), readiness: readiness.clone(), load: load.clone(), hashing };
         let server_options = server::Options::from(&config.gateway.limits);
         let gateway = Gateway::new(Parts {
             instance_id: instance_id.clone(),

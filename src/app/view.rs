@@ -1,11 +1,13 @@
 //! What HTTP shows and changes of the cluster.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use openclaw_proto::http::{Cluster, ErrorCode, Maintenance, Member};
+use openclaw_proto::http::{Cluster, ErrorCode, Maintenance, Member, StateHash};
 use openclaw_proto::ids::{InstanceId, SessionKey};
 use openclaw_raft::{MembershipError, Node, Status};
+use tokio::sync::Semaphore;
 
 use crate::api::{ClusterError, ClusterStatus, ClusterView};
 use crate::cluster;
@@ -20,6 +22,8 @@ pub(super) struct View {
     pub(super) node: Node,
     pub(super) readiness: Readiness,
     pub(super) load: Load,
+    /// One state hash at a time: each reads all there is.
+    pub(super) hashing: Arc<Semaphore>,
 }
 
 impl View {
@@ -109,6 +113,28 @@ impl ClusterView for View {
                 members,
                 warnings: Self::warnings(&status),
             })
+        })
+    }
+
+    fn state_hash(&self) -> BoxFuture<'_, Result<StateHash, ClusterError>> {
+        Box::pin(async {
+            let busy = || ClusterError {
+                code: ErrorCode::Busy,
+                message: "another state hash is being made here; try again when it is done".to_owned(),
+            };
+            // Held by the thread that reads, which goes on when nobody waits for it any more.
+            let only = self.hashing.clone().try_acquire_owned().map_err(|_| busy())?;
+            let view = self.node.read_local();
+            let applied_index = view.applied_index();
+            let hash = tokio::task::spawn_blocking(move || {
+                let _only = only;
+                view.state_hash()
+            });
+            let internal = |message: String| ClusterError { code: ErrorCode::Internal, message };
+            let hash = hash.await.map_err(|error| internal(error.to_string()))?;
+            let hash = hash.map_err(|error| internal(error.to_string()))?;
+            let sha256 = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+            Ok(StateHash { instance_id: self.node.instance_id().as_str().to_owned(), applied_index, sha256 })
         })
     }
 

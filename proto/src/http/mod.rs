@@ -352,6 +352,17 @@ pub struct Cluster {
     pub warnings: Vec<String>,
 }
 
+/// `GET /api/v1/cluster/state-hash`: what the answering instance holds. Where `appliedIndex` is the same, so is `sha256`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StateHash {
+    pub instance_id: String,
+    /// Log index of the last command that the hash covers.
+    pub applied_index: u64,
+    /// Over all rows, in hexadecimal.
+    pub sha256: String,
+}
+
 /// `POST /api/v1/maintenance`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -19,7 +19,7 @@ use http::header::{CONTENT_TYPE, HOST};
 use http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use openclaw_proto::http::{
-    ChannelList, ChannelStatus, Cluster, DeadLetterAction, DeadLetterList, Maintenance, Pairing, PairingList,
+    ChannelList, ChannelStatus, Cluster, DeadLetterAction, DeadLetterList, Maintenance, Pairing, PairingList, StateHash,
 };
 use openclaw_proto::ids::{ChannelAccount, SessionKey, TurnId};
 use openclaw_proto::state::ExpireInstance;
@@ -140,6 +140,12 @@ impl ClusterView for FakeCluster {
                 members: Vec::new(),
                 warnings: Vec::new(),
             })
+        })
+    }
+
+    fn state_hash(&self) -> BoxFuture<'_, Result<StateHash, ClusterError>> {
+        Box::pin(async {
+            Ok(StateHash { instance_id: self.me.as_str().into(), applied_index: 7, sha256: "ab".repeat(32) })
         })
     }
 

@@ -38,6 +38,7 @@ async fn health_tells_strangers_little_and_the_truth() {
 async fn operators_reach_the_cluster() {
     let instance = Setup::new(Paced::new(1)).one();
     assert_eq!(instance.json("/api/v1/cluster").await["clusterId"], "test");
+    assert_eq!(instance.json("/api/v1/cluster/state-hash").await["appliedIndex"], 7);
     let on = body(instance.post("/api/v1/maintenance", json!({"on": true})).await).await;
     assert_eq!(on["on"], true);
     assert_eq!(instance.json("/api/v1/maintenance").await["drained"], true);
