@@ -56,6 +56,7 @@ fn load(run: &str, clients: u32, appends: Option<u64>) -> append::Options {
         give_up: SOON,
         pause: Duration::ZERO,
         repeat_one_in: 20,
+        read_one_in: 20,
         seed: 1,
     }
 }

@@ -8,7 +8,10 @@
 //!   wrote is absent;
 //! - real time: an append that was acknowledged before another was sent stands before it (which includes every
 //!   client's own order);
-//! - a repeated idempotency key got the first answer.
+//! - a repeated idempotency key got the first answer;
+//! - a read shows the entries as they stand in the end, all that were acknowledged or seen by another read before it
+//!   began, and none that was sent after it ended. With the above that is linearizability: there is only one order in
+//!   which entries can have come.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -38,6 +41,12 @@ pub enum Anomaly {
     Invented { session: String, text: String, seq: u64 },
     /// A repeated key got another answer than the first.
     AnswerChanged { session: String, key: String, first: (u64, String), then: (u64, String) },
+    /// A read showed less than was acknowledged, or read, before it began.
+    Stale { op: u64, session: String, instance: usize, head: u64, expected: u64 },
+    /// A read showed an entry that was sent only after it ended.
+    Early { op: u64, session: String, instance: usize, seq: u64 },
+    /// A read showed something else than what stands there.
+    Misread { op: u64, session: String, instance: usize, seq: u64, text: String },
     /// Two instances show different transcripts.
     Diverged { session: String, instance: String, difference: String },
 }
@@ -63,6 +72,15 @@ impl fmt::Display for Anomaly {
             Self::AnswerChanged { session, key, first, then } => {
                 write!(f, "{session}: key {key} was answered with {first:?}, then with {then:?}")
             }
+            Self::Stale { op, session, instance, head, expected } => {
+                write!(f, "{session}: read {op} of instance {instance} ended at {head}, though {expected} was there")
+            }
+            Self::Early { op, session, instance, seq } => {
+                write!(f, "{session}: read {op} of instance {instance} showed {seq}, which was sent after it ended")
+            }
+            Self::Misread { op, session, instance, seq, text } => {
+                write!(f, "{session}: read {op} of instance {instance} showed {text:?} as {seq}, which is another")
+            }
             Self::Diverged { session, instance, difference } => write!(f, "{session} on {instance}: {difference}"),
         }
     }
@@ -80,6 +98,8 @@ pub struct Verdict {
     /// Unknown ones that turned out to be there.
     pub unknown_present: u64,
     pub repeats: u64,
+    /// Reads that were answered.
+    pub reads: u64,
     pub anomalies: Vec<Anomaly>,
 }
 
@@ -129,6 +149,7 @@ pub fn check(history: &[Event], transcripts: &BTreeMap<String, Vec<Entry>>) -> V
         }
         check_real_time(session, written.values().copied(), &mut verdict);
     }
+    check_reads(&reads(history), &by_session, transcripts, &mut verdict);
     let first: HashMap<&str, &AppendResponse> = operations
         .iter()
         .filter_map(|operation| match operation.end {
@@ -269,6 +290,100 @@ fn check_real_time<'a>(session: &str, written: impl Iterator<Item = &'a Operatio
                 earlier: (newest_text.to_owned(), newest_seq),
                 later: (text.to_owned(), seq),
             });
+        }
+    }
+}
+
+/// A read that was answered.
+struct Read<'a> {
+    op: u64,
+    session: &'a str,
+    instance: usize,
+    invoked_us: u64,
+    at_us: u64,
+    head: u64,
+    tail: &'a [(u64, String)],
+}
+
+fn reads(history: &[Event]) -> Vec<Read<'_>> {
+    let mut open: HashMap<u64, (&str, usize, u64)> = HashMap::new();
+    let mut reads = Vec::new();
+    for event in history {
+        match &event.what {
+            What::Invoke { op, call: Call::Read { session, instance }, .. } => {
+                open.insert(*op, (session, *instance, event.at_us));
+            }
+            What::Ok { op, answer: Answer::Read { head, tail }, .. } => {
+                if let Some((session, instance, invoked_us)) = open.remove(op) {
+                    let (op, at_us, head) = (*op, event.at_us, *head);
+                    reads.push(Read { op, session, instance, invoked_us, at_us, head, tail });
+                }
+            }
+            What::Invoke { .. }
+            | What::Ok { .. }
+            | What::Fail { .. }
+            | What::Info { .. }
+            | What::Fault { .. }
+            | What::Leader { .. }
+            | What::Owner { .. } => {}
+        }
+    }
+    reads
+}
+
+fn check_reads(
+    reads: &[Read],
+    by_session: &BTreeMap<&str, HashMap<&str, &Operation>>,
+    transcripts: &BTreeMap<String, Vec<Entry>>,
+    verdict: &mut Verdict,
+) {
+    verdict.reads += reads.len() as u64;
+    let mut of_session: BTreeMap<&str, Vec<&Read>> = BTreeMap::new();
+    for read in reads {
+        of_session.entry(read.session).or_default().push(read);
+    }
+    let (no_writes, no_entries) = (HashMap::new(), Vec::new());
+    for (session, mut reads) in of_session {
+        let written = by_session.get(session).unwrap_or(&no_writes);
+        let entries: HashMap<u64, &str> = transcripts
+            .get(session)
+            .unwrap_or(&no_entries)
+            .iter()
+            .map(|entry| (entry.seq, entry.text.as_str()))
+            .collect();
+        // What is known to be there, and since when: by acknowledgements, and by reads.
+        let mut known: Vec<(u64, u64)> = written
+            .values()
+            .filter_map(|operation| match &operation.end {
+                End::Ok { at_us, answer } => Some((*at_us, answer.seq)),
+                End::Failed | End::Unknown => None,
+            })
+            .chain(reads.iter().map(|read| (read.at_us, read.head)))
+            .collect();
+        known.sort_unstable();
+        reads.sort_by_key(|read| read.invoked_us);
+        let (mut known, mut expected) = (known.into_iter().peekable(), 0);
+        for read in reads {
+            while let Some((_, seq)) = known.next_if(|(at_us, _)| *at_us < read.invoked_us) {
+                expected = expected.max(seq);
+            }
+            let (op, session, instance) = (read.op, session.to_owned(), read.instance);
+            if read.head < expected {
+                let (head, session) = (read.head, session.clone());
+                verdict.anomalies.push(Anomaly::Stale { op, session, instance, head, expected });
+            }
+            let sent_later = |text: &str| written.get(text).is_some_and(|write| write.invoked_us > read.at_us);
+            let last = entries.get(&read.head).copied().map(|text| (read.head, text));
+            let shown = read.tail.iter().map(|(seq, text)| (*seq, text.as_str()));
+            for (seq, text) in shown.clone() {
+                if entries.get(&seq) != Some(&text) {
+                    let (session, text) = (session.clone(), text.to_owned());
+                    verdict.anomalies.push(Anomaly::Misread { op, session, instance, seq, text });
+                }
+            }
+            if let Some((seq, _)) = shown.chain(last).find(|(_, text)| sent_later(text)) {
+                verdict.anomalies.push(Anomaly::Early { op, session, instance, seq });
+            }
         }
     }
 }
@@ -422,6 +537,54 @@ mod tests {
         let anomalies = judge(&history, entries);
         assert!(anomalies.iter().any(|anomaly| matches!(anomaly, Anomaly::AnswerChanged { .. })), "{anomalies:?}");
         assert!(anomalies.iter().any(|anomaly| matches!(anomaly, Anomaly::Doubled { .. })), "{anomalies:?}");
+    }
+
+    fn read(at_us: u64, op: u64, head: u64, tail: &[(u64, &str)]) -> [Event; 2] {
+        let tail = tail.iter().map(|(seq, text)| (*seq, (*text).to_owned())).collect();
+        [
+            event(at_us, What::Invoke { op, process: 9, call: Call::Read { session: "s".into(), instance: 1 } }),
+            event(at_us + 1, What::Ok { op, attempts: 1, answer: Answer::Read { head, tail } }),
+        ]
+    }
+
+    #[test]
+    fn a_read_shows_what_was_acknowledged_before_it() {
+        let (mut history, entries) = three();
+        history.extend(read(6, 7, 3, &[(2, "b"), (3, "c")]));
+        assert_eq!(judge(&history, entries.clone()), []);
+        // While c is being written, either is right.
+        let (mut history, _) = three();
+        history.splice(5..5, read(4, 7, 2, &[(2, "b")]).into_iter().chain(read(4, 8, 3, &[(3, "c")])));
+        assert_eq!(judge(&history, entries), []);
+    }
+
+    #[test]
+    fn planted_a_stale_read() {
+        let stale = Anomaly::Stale { op: 7, session: "s".into(), instance: 1, head: 2, expected: 3 };
+        let (mut history, entries) = three();
+        history.extend(read(6, 7, 2, &[(2, "b")]));
+        assert_eq!(judge(&history, entries.clone()), [stale.clone()]);
+        // What another read has shown is there too, even if its writer does not know yet.
+        let (mut history, _) = three();
+        history.truncate(5);
+        history.extend(read(5, 6, 3, &[(3, "c")]));
+        history.extend(read(7, 7, 2, &[(2, "b")]));
+        assert_eq!(judge(&history, entries), [stale]);
+    }
+
+    #[test]
+    fn planted_a_read_of_what_is_not_there() {
+        let (mut history, entries) = three();
+        history.extend(read(6, 7, 3, &[(2, "x"), (3, "c")]));
+        let misread = Anomaly::Misread { op: 7, session: "s".into(), instance: 1, seq: 2, text: "x".into() };
+        assert_eq!(judge(&history, entries.clone()), [misread]);
+        let (history, _) = three();
+        let early: Vec<Event> = read(0, 7, 3, &[]).into_iter().chain(history).collect();
+        let mut shifted = early;
+        for event in shifted.iter_mut().skip(2) {
+            event.at_us += 10;
+        }
+        assert_eq!(judge(&shifted, entries), [Anomaly::Early { op: 7, session: "s".into(), instance: 1, seq: 3 }]);
     }
 
     #[test]

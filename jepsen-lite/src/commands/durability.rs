@@ -88,6 +88,7 @@ pub async fn run(options: Options) -> Result<Report> {
             give_up: READY * 2,
             pause: Duration::ZERO,
             repeat_one_in: 50,
+            read_one_in: 20,
             seed: rng.random(),
         },
         &cluster.clients(options.protocol, Duration::from_secs(10)),

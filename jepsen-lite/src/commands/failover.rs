@@ -94,6 +94,7 @@ pub async fn run(options: Options) -> Result<Report> {
             give_up: GIVE_UP,
             pause: Duration::from_millis(options.pause_ms),
             repeat_one_in: 50,
+            read_one_in: 20,
             seed: rng.random(),
         },
         &cluster.clients(Protocol::Http1, Duration::from_secs(10)),

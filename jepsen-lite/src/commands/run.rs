@@ -15,7 +15,8 @@ use crate::history::{Phase, Recorder};
 use crate::nemesis::Kind;
 use crate::nemesis::inject::{self, Injected};
 use crate::nemesis::schedule::{Schedule, Step};
-use crate::workloads::append::{self, Load, Progress};
+use crate::workloads::append::{self, Load};
+use crate::workloads::progress::Progress;
 
 /// Writes are acknowledged again within this time once everything is healed, or the run has found something.
 const RECOVERY: Duration = Duration::from_secs(30);
@@ -105,6 +106,7 @@ pub async fn run(options: Options) -> Result<Report> {
             give_up: RECOVERY,
             pause: Duration::from_millis(options.pause_ms),
             repeat_one_in: 20,
+            read_one_in: 20,
             seed: options.seed,
         },
         &cluster.clients(Protocol::Http1, Duration::from_secs(10)),

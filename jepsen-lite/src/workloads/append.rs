@@ -5,21 +5,25 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use openclaw_proto::http::Entry;
+use openclaw_proto::http::{Entry, ErrorCode};
 use openclaw_proto::ids::{IdempotencyKey, SessionKey};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use crate::checkers::append::{self, Verdict};
-use crate::client::{Client, append_until};
+use crate::client::{Client, Failure, Reply, append_until};
 use crate::history::{Answer, Call, Recorder, What};
+use crate::workloads::Shared;
+use crate::workloads::progress::Progress;
+
+/// A read begins so many entries before the last one that its client wrote, and is of at most so many.
+const BEFORE: u64 = 2;
+const PAGE: usize = 20;
 
 /// The shape of the load.
 #[derive(Debug, Clone)]
@@ -38,92 +42,9 @@ pub struct Options {
     pub pause: Duration,
     /// One in so many acknowledged writes is sent once more.
     pub repeat_one_in: u32,
+    /// After one in so many acknowledged writes, the end of the session is read from any instance.
+    pub read_one_in: u32,
     pub seed: u64,
-}
-
-/// What the load tells the one who breaks things meanwhile.
-#[derive(Debug, Default)]
-pub struct Progress {
-    acknowledged: AtomicU64,
-    stop: std::sync::atomic::AtomicBool,
-    changed: Notify,
-    gap: Mutex<Gap>,
-}
-
-/// The time from a moment to the first write that was both sent and acknowledged after it.
-#[derive(Debug, Default)]
-struct Gap {
-    since: Option<Instant>,
-    first: Option<Instant>,
-}
-
-impl Progress {
-    pub fn acknowledged(&self) -> u64 {
-        self.acknowledged.load(Ordering::Relaxed)
-    }
-
-    /// Ends the load: every client finishes the write it is at.
-    pub fn stop(&self) {
-        self.stop.store(true, Ordering::Relaxed);
-        self.changed.notify_waiters();
-    }
-
-    /// Waits until so many writes are acknowledged.
-    ///
-    /// # Errors
-    /// When none is for as long as `stall`.
-    pub async fn reached(&self, appends: u64, stall: Duration) -> Result<()> {
-        loop {
-            let before = self.acknowledged();
-            if before >= appends {
-                return Ok(());
-            }
-            tokio::time::timeout(stall, self.until(|| self.acknowledged() > before)).await.with_context(|| {
-                format!("no write was acknowledged for {stall:?}; {before} of {appends} were before")
-            })?;
-        }
-    }
-
-    /// Begins to look for the first write that is sent from now on.
-    pub fn mark(&self) -> Instant {
-        let now = Instant::now();
-        *self.gap.lock().unwrap_or_else(PoisonError::into_inner) = Gap { since: Some(now), first: None };
-        now
-    }
-
-    /// Waits for the acknowledgement of a write that was sent after the mark.
-    pub async fn first_after_mark(&self) -> Instant {
-        let first = || self.gap.lock().unwrap_or_else(PoisonError::into_inner).first;
-        self.until(|| first().is_some()).await;
-        first().unwrap_or_else(Instant::now)
-    }
-
-    async fn until(&self, condition: impl Fn() -> bool) {
-        loop {
-            let changed = self.changed.notified();
-            tokio::pin!(changed);
-            // Registered before the condition is looked at, so that no change falls in between.
-            changed.as_mut().enable();
-            if condition() {
-                return;
-            }
-            changed.await;
-        }
-    }
-
-    fn acknowledge(&self, sent: Instant) {
-        self.acknowledged.fetch_add(1, Ordering::Relaxed);
-        let mut gap = self.gap.lock().unwrap_or_else(PoisonError::into_inner);
-        if gap.first.is_none() && gap.since.is_some_and(|since| sent >= since) {
-            gap.first = Some(Instant::now());
-        }
-        drop(gap);
-        self.changed.notify_waiters();
-    }
-
-    fn is_over(&self, appends: Option<u64>) -> bool {
-        self.stop.load(Ordering::Relaxed) || appends.is_some_and(|appends| self.acknowledged() >= appends)
-    }
 }
 
 /// A load that is running.
@@ -131,8 +52,7 @@ impl Progress {
 pub struct Load {
     options: Options,
     clients: Vec<Client>,
-    recorder: Arc<Recorder>,
-    progress: Arc<Progress>,
+    shared: Shared,
     tasks: JoinSet<Result<()>>,
 }
 
@@ -142,7 +62,14 @@ impl Load {
     /// # Errors
     /// When the run's name does not fit into a session key.
     pub fn start(options: Options, targets: &[Client]) -> Result<Self> {
-        let (recorder, progress) = (Arc::new(Recorder::default()), Arc::new(Progress::default()));
+        Self::start_among(options, targets, &Shared::default())
+    }
+
+    /// The same beside other workloads of one run.
+    ///
+    /// # Errors
+    /// When the run's name does not fit into a session key.
+    pub fn start_among(options: Options, targets: &[Client], shared: &Shared) -> Result<Self> {
         let mut tasks = JoinSet::new();
         let mut rng = StdRng::seed_from_u64(options.seed);
         for process in 0..options.clients {
@@ -153,20 +80,19 @@ impl Load {
                 targets: targets.iter().map(|target| target.with_timeout(timeout)).collect(),
                 rng: StdRng::seed_from_u64(rng.random()),
                 options: options.clone(),
-                recorder: Arc::clone(&recorder),
-                progress: Arc::clone(&progress),
+                shared: shared.clone(),
             };
             tasks.spawn(writer.run());
         }
-        Ok(Self { options, clients: targets.to_vec(), recorder, progress, tasks })
+        Ok(Self { options, clients: targets.to_vec(), shared: shared.clone(), tasks })
     }
 
     pub fn progress(&self) -> &Arc<Progress> {
-        &self.progress
+        &self.shared.progress
     }
 
     pub fn recorder(&self) -> &Arc<Recorder> {
-        &self.recorder
+        &self.shared.recorder
     }
 
     /// Waits until every client has ended, then reads every session from every instance and judges.
@@ -194,7 +120,7 @@ impl Load {
                 }
             }
         }
-        let mut verdict = append::check(&self.recorder.events(), &transcripts);
+        let mut verdict = append::check(&self.shared.recorder.events(), &transcripts);
         verdict.anomalies.append(&mut differences);
         Ok(verdict)
     }
@@ -210,21 +136,25 @@ struct Writer {
     targets: Vec<Client>,
     rng: StdRng,
     options: Options,
-    recorder: Arc<Recorder>,
-    progress: Arc<Progress>,
+    shared: Shared,
 }
 
 impl Writer {
     async fn run(mut self) -> Result<()> {
+        let mut last = 0;
         for n in 0_u64.. {
-            if self.progress.is_over(self.options.appends) {
+            if self.shared.progress.is_over(self.options.appends) {
                 break;
             }
             let text = format!("{}:{n}", self.process);
             let key = IdempotencyKey::parse(format!("{}:{text}", self.options.run)).context("key of a write")?;
             let call = Call::Append { session: self.session.to_string(), text: text.clone(), key: key.to_string() };
             let done = self.write(call, &text, &key).await;
-            if done && self.rng.random_ratio(1, self.options.repeat_one_in) {
+            last = done.unwrap_or(last);
+            if done.is_some() && self.rng.random_ratio(1, self.options.read_one_in) {
+                self.read(last).await;
+            }
+            if done.is_some() && self.rng.random_ratio(1, self.options.repeat_one_in) {
                 let call = Call::Repeat { session: self.session.to_string(), text: text.clone(), key: key.to_string() };
                 self.write(call, &text, &key).await;
             }
@@ -235,28 +165,50 @@ impl Writer {
         Ok(())
     }
 
-    /// True: acknowledged.
-    async fn write(&mut self, call: Call, text: &str, key: &IdempotencyKey) -> bool {
+    /// Reads what came after the last entry but some that this client wrote: all of that must be there.
+    async fn read(&mut self, last: u64) {
+        let instance = self.rng.random_range(0..self.targets.len());
+        let op = self.shared.recorder.invoke(self.process, Call::Read { session: self.session.to_string(), instance });
+        let after = last.saturating_sub(BEFORE);
+        let (attempts, reply) = (1, self.targets[instance].entries(&self.session, after, PAGE).await);
+        self.shared.recorder.note(match reply {
+            Reply::Ok(list) => {
+                let tail = list.entries.into_iter().map(|entry| (entry.seq, entry.text)).collect();
+                What::Ok { op, attempts, answer: Answer::Read { head: list.head_seq, tail } }
+            }
+            Reply::Failed(Failure { code: Some(ErrorCode::NotFound), .. }) => {
+                What::Ok { op, attempts, answer: Answer::Read { head: 0, tail: Vec::new() } }
+            }
+            // A read has no effect, so whatever else became of it, it says nothing.
+            Reply::Failed(failure) => What::Fail { op, attempts, message: failure.message },
+            Reply::Unknown(message) => What::Fail { op, attempts, message },
+        });
+    }
+
+    /// Where it stands, if it was acknowledged.
+    async fn write(&mut self, call: Call, text: &str, key: &IdempotencyKey) -> Option<u64> {
         let first_time = matches!(call, Call::Append { .. });
         let first = self.rng.random_range(0..self.targets.len());
-        let op = self.recorder.invoke(self.process, call);
+        let op = self.shared.recorder.invoke(self.process, call);
         let deadline = Instant::now() + self.options.give_up;
         match append_until(&self.targets, first, &self.session, text, key, deadline).await {
             Ok(done) => {
-                self.recorder.note(What::Ok { op, attempts: done.attempts, answer: Answer::Appended(done.value) });
+                let seq = done.value.seq;
+                let answer = Answer::Appended(done.value);
+                self.shared.recorder.note(What::Ok { op, attempts: done.attempts, answer });
                 if first_time {
-                    self.progress.acknowledge(done.sent);
+                    self.shared.progress.acknowledge(done.sent);
                 }
-                true
+                Some(seq)
             }
             Err(given_up) => {
                 let (attempts, message) = (given_up.attempts, given_up.last);
-                self.recorder.note(if given_up.certainly_not_applied {
+                self.shared.recorder.note(if given_up.certainly_not_applied {
                     What::Fail { op, attempts, message }
                 } else {
                     What::Info { op, attempts, message }
                 });
-                false
+                None
             }
         }
     }
@@ -279,6 +231,7 @@ mod tests {
             give_up: Duration::from_secs(10),
             pause: Duration::ZERO,
             repeat_one_in: 10,
+            read_one_in: 4,
             seed: 1,
         }
     }
@@ -307,20 +260,6 @@ mod tests {
         let verdict = run(Mischief::ForgetKeys).await;
         assert!(verdict.count(|anomaly| matches!(anomaly, Anomaly::AnswerChanged { .. })) > 0, "{verdict:?}");
         assert!(verdict.count(|anomaly| matches!(anomaly, Anomaly::Doubled { .. })) > 0, "{verdict:?}");
-    }
-
-    #[tokio::test]
-    async fn the_gap_counts_only_writes_that_were_sent_after_the_mark() {
-        let progress = Progress::default();
-        let before = Instant::now();
-        let mark = progress.mark();
-        progress.acknowledge(before - Duration::from_millis(1));
-        assert!(progress.gap.lock().unwrap().first.is_none());
-        progress.acknowledge(Instant::now());
-        assert!(progress.first_after_mark().await >= mark);
-        progress.reached(2, Duration::ZERO).await.unwrap();
-        let error = progress.reached(3, Duration::from_millis(1)).await.unwrap_err().to_string();
-        assert!(error.contains("2 of 3"), "{error}");
     }
 
     #[tokio::test]
