@@ -4,7 +4,8 @@
 //! The reply takes the place of that message in the end. Which one it is stands with the turn as soon as the platform has
 //! taken it, so whoever delivers the reply edits it, and sends no other. Showing it is worth nothing that delivery needs:
 //! it takes the places in the account's pace that are free, and gives up at the first refusal. An owner that dies between
-//! the sending of a preview and its record leaves it in the chat as it was; the reply follows as a message of its own.
+//! the sending of a preview and its record leaves it in the chat as it was; the reply follows as a message of its own. One
+//! that lives but is cut off could not record it either, so a quorum is heard before a preview is sent.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -196,6 +197,17 @@ impl Shared {
         stop: &CancellationToken,
     ) -> Option<Duration> {
         let every = self.outlet.channel.preview_every(to);
+        if preview.message.is_none() {
+            let id = TurnId::parse(turn.id.as_str()).ok()?;
+            match self.outlet.store.turn(&id, Consistency::Linearizable, STORE).await {
+                Ok(row) => row.value.filter(|row| row.state() == TurnState::Running).map(drop)?,
+                Err(error) => {
+                    debug!(account = %self.outlet.channel.account(), turn_id = turn.id, %error, "no preview without a quorum");
+                    preview.grew = true;
+                    return Some(every);
+                }
+            }
+        }
         let done = match &preview.message {
             Some(message) => self.outlet.edit(to, message, piece).await,
             None => self.outlet.send(to, piece, &SendKey::preview(turn)).await.map(|sent| {

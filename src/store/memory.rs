@@ -41,6 +41,8 @@ struct State {
     index: u64,
     /// What the next commands answer instead of being applied, first one first.
     faults: Vec<Fault>,
+    /// As an instance is that is cut off: reads that need a quorum have none.
+    alone: bool,
 }
 
 /// A commit that goes wrong, for tests.
@@ -71,6 +73,11 @@ impl MemoryStore {
     /// Makes the next commits go wrong, in this order.
     pub fn inject(&self, faults: impl IntoIterator<Item = Fault>) {
         self.inner.state.lock().faults.extend(faults);
+    }
+
+    /// Takes the quorum from reads that need one, or gives it back.
+    pub fn set_alone(&self, alone: bool) {
+        self.inner.state.lock().alone = alone;
     }
 
     /// Applies a command at once: for what only clusters propose.
@@ -121,6 +128,9 @@ impl MemoryStore {
     /// An index that was never reached is waited for in vain.
     fn check(&self, consistency: Consistency, waited: Duration) -> Result<(), ReadError> {
         match consistency {
+            Consistency::Linearizable if self.inner.state.lock().alone => {
+                Err(ReadError::NoQuorum { waited, reason: "cut off".to_owned() })
+            }
             Consistency::AtLeast(index) if index > self.inner.state.lock().index => Err(ReadError::Timeout { waited }),
             Consistency::AtLeast(_) | Consistency::Linearizable | Consistency::Stale => Ok(()),
         }
