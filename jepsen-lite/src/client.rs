@@ -421,6 +421,23 @@ pub struct Answer {
     pub longest_gap: Duration,
 }
 
+/// Why a reader has no whole answer.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum ReadError {
+    /// It saw what a reader must never see.
+    #[error("{0}")]
+    Wrong(String),
+    /// The turn ended without an answer, and said so.
+    #[error("turn {turn} ended with {}: {message}", code.as_str())]
+    Ended { turn: TurnId, code: ErrorCode, message: String },
+    /// There was no end before the deadline.
+    #[error("turn {turn} did not end in time; {deltas} deltas arrived")]
+    Late { turn: TurnId, deltas: u64 },
+    /// The connection broke before the first event, so the turn has no name here.
+    #[error("the stream ended before its start")]
+    NoStart,
+}
+
 /// Reads one streamed answer to its end, going on at another instance when a connection breaks.
 ///
 /// It fails on what a reader must never see: a position that does not grow (a repeat), a text that does not match what
@@ -449,11 +466,22 @@ impl Reader {
     /// When it is not accepted, or the first event is not `start`.
     pub async fn start(clients: &[Client], first: usize, request: &ChatRequest, key: &IdempotencyKey) -> Result<Self> {
         let client = clients.get(first).context("no such client")?;
-        let mut stream = client.stream(request, key).await.ok().context("open the stream")?;
-        let event = stream.next().await?.context("the stream ended before its start")?;
-        let StreamEvent::Start { turn_id, .. } = &event.event else { bail!("the first event is {event:?}") };
-        let turn = TurnId::parse(turn_id.clone()).context("turn id of start")?;
-        let position = event.id.as_deref().map(str::parse).transpose().context("event id of start")?;
+        let stream = client.stream(request, key).await.ok().context("open the stream")?;
+        Ok(Self::over(clients, first, stream).await?)
+    }
+
+    /// Goes on with a stream that `clients[first]` has just opened, and waits for its `start`.
+    ///
+    /// # Errors
+    /// When the stream ends before, or begins with anything else.
+    pub async fn over(clients: &[Client], first: usize, mut stream: Stream) -> Result<Self, ReadError> {
+        let wrong = |error: &dyn std::fmt::Display| ReadError::Wrong(error.to_string());
+        let event = stream.next().await.map_err(|error| wrong(&error))?.ok_or(ReadError::NoStart)?;
+        let StreamEvent::Start { turn_id, .. } = &event.event else {
+            return Err(wrong(&format!("the first event is {event:?}")));
+        };
+        let turn = TurnId::parse(turn_id.clone()).map_err(|error| wrong(&error))?;
+        let position = event.id.as_deref().map(str::parse).transpose().map_err(|error| wrong(&error))?;
         Ok(Self {
             clients: clients.to_vec(),
             at: first,
@@ -478,10 +506,10 @@ impl Reader {
     ///
     /// # Errors
     /// When the answer ends before, or at the deadline.
-    pub async fn read_deltas(&mut self, deltas: u64, deadline: Instant) -> Result<()> {
+    pub async fn read_deltas(&mut self, deltas: u64, deadline: Instant) -> Result<(), ReadError> {
         while self.deltas < deltas {
             if let Some(answer) = self.step(deadline).await? {
-                bail!("the answer ended after {} deltas", answer.deltas);
+                return Err(ReadError::Wrong(format!("the answer ended after {} deltas", answer.deltas)));
             }
         }
         Ok(())
@@ -492,7 +520,7 @@ impl Reader {
     ///
     /// # Errors
     /// When the stream shows what a reader must never see, or at the deadline.
-    pub async fn read_past_break(&mut self, deadline: Instant) -> Result<(Instant, Option<Answer>)> {
+    pub async fn read_past_break(&mut self, deadline: Instant) -> Result<(Instant, Option<Answer>), ReadError> {
         let (reconnects, restarts) = (self.reconnects, self.restarts);
         loop {
             let answer = self.step(deadline).await?;
@@ -512,7 +540,7 @@ impl Reader {
     ///
     /// # Errors
     /// When the stream shows what a reader must never see, or at the deadline.
-    pub async fn finish(mut self, deadline: Instant) -> Result<Answer> {
+    pub async fn finish(mut self, deadline: Instant) -> Result<Answer, ReadError> {
         loop {
             if let Some(answer) = self.step(deadline).await? {
                 return Ok(answer);
@@ -520,11 +548,11 @@ impl Reader {
         }
     }
 
-    async fn step(&mut self, deadline: Instant) -> Result<Option<Answer>> {
+    async fn step(&mut self, deadline: Instant) -> Result<Option<Answer>, ReadError> {
         let left = deadline.saturating_duration_since(Instant::now());
         let step = async {
             let Some(stream) = &mut self.stream else { return self.reconnect().await.map(|()| None) };
-            match stream.next().await? {
+            match stream.next().await.map_err(|error| ReadError::Wrong(format!("{error:#}")))? {
                 Some(event) => self.take(event),
                 None => {
                     self.stream = None;
@@ -534,11 +562,11 @@ impl Reader {
         };
         match tokio::time::timeout(left, step).await {
             Ok(result) => result,
-            Err(_) => bail!("turn {} did not end in time; {} deltas arrived", self.turn, self.deltas),
+            Err(_) => Err(ReadError::Late { turn: self.turn.clone(), deltas: self.deltas }),
         }
     }
 
-    async fn reconnect(&mut self) -> Result<()> {
+    async fn reconnect(&mut self) -> Result<(), ReadError> {
         self.at = (self.at + 1) % self.clients.len();
         let last = self.position.as_ref().map(ToString::to_string);
         match self.clients[self.at].resume(&self.turn, last.as_deref()).await {
@@ -548,32 +576,44 @@ impl Reader {
                 self.events = 0;
             }
             Reply::Failed(Failure { code: Some(code), message, .. }) if !code.retryable() => {
-                bail!("resume of {} refused: {} {message}", self.turn, code.as_str())
+                let refused = format!("resume of {} refused: {} {message}", self.turn, code.as_str());
+                return Err(ReadError::Wrong(refused));
             }
             Reply::Failed(_) | Reply::Unknown(_) => tokio::time::sleep(PAUSE).await,
         }
         Ok(())
     }
 
-    fn take(&mut self, event: Event) -> Result<Option<Answer>> {
+    fn take(&mut self, event: Event) -> Result<Option<Answer>, ReadError> {
         let now = Instant::now();
         self.longest_gap = self.longest_gap.max(now - self.last_event);
         self.last_event = now;
         self.events += 1;
         if let Some(id) = &event.id {
-            let next: StreamPosition = id.parse()?;
-            ensure!(next.turn == self.turn, "event {id} is of another turn than {}", self.turn);
+            let next: StreamPosition =
+                id.parse().map_err(|error| ReadError::Wrong(format!("event id {id}: {error}")))?;
+            must(next.turn == self.turn, || format!("event {id} is of another turn than {}", self.turn))?;
             if let Some(last) = &self.position {
-                ensure!(
-                    (next.attempt, next.n) > (last.attempt, last.n),
-                    "event {id} came after {last}: a repeat or a step back"
-                );
+                let (next, last) = ((next.attempt, next.n), (last.attempt, last.n));
+                let follows = match event.event {
+                    // It may stand where the delta that holds a whole committed text stood.
+                    StreamEvent::Done { .. } => next >= last,
+                    // What was read is void, also of this attempt, where its text is in no memory any more.
+                    StreamEvent::Restart { .. } => next.0 >= last.0,
+                    StreamEvent::Start { .. }
+                    | StreamEvent::Delta { .. }
+                    | StreamEvent::Tool { .. }
+                    | StreamEvent::Error { .. } => next > last,
+                };
+                must(follows, || format!("event {id} came after {}-{}: a repeat or a step back", last.0, last.1))?;
             }
             self.position = Some(next);
         }
         match event.event {
             // A reader that reconnects without a position is told the start again.
-            StreamEvent::Start { turn_id, .. } => ensure!(turn_id == self.turn.as_str(), "start of another turn"),
+            StreamEvent::Start { turn_id, .. } => {
+                must(turn_id == self.turn.as_str(), || "start of another turn".to_owned())?;
+            }
             StreamEvent::Delta { text } => {
                 self.deltas += 1;
                 self.streamed.push_str(&text);
@@ -584,11 +624,12 @@ impl Reader {
                 self.streamed.clear();
             }
             StreamEvent::Done { entry_id, text, usage, .. } => {
-                ensure!(
-                    self.streamed == text,
-                    "the deltas do not add up to the committed text:\nstreamed  {:?}\ncommitted {text:?}",
-                    self.streamed
-                );
+                must(self.streamed == text, || {
+                    let streamed = &self.streamed;
+                    format!(
+                        "the deltas do not add up to the committed text:\nstreamed  {streamed:?}\ncommitted {text:?}"
+                    )
+                })?;
                 return Ok(Some(Answer {
                     turn: self.turn.clone(),
                     streamed: std::mem::take(&mut self.streamed),
@@ -601,10 +642,17 @@ impl Reader {
                     longest_gap: self.longest_gap,
                 }));
             }
-            StreamEvent::Error { code, message } => bail!("turn {} failed: {} {message}", self.turn, code.as_str()),
+            StreamEvent::Error { code, message } => {
+                return Err(ReadError::Ended { turn: self.turn.clone(), code, message });
+            }
         }
         Ok(None)
     }
+}
+
+/// What must hold of every stream.
+fn must(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), ReadError> {
+    if holds { Ok(()) } else { Err(ReadError::Wrong(otherwise())) }
 }
 
 #[cfg(test)]

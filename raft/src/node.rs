@@ -256,6 +256,15 @@ impl Node {
         self.reader.local()
     }
 
+    /// Exactly what this instance holds: a log index, and SHA-256 over all rows as they are once it is applied. Equal wherever the
+    /// index is equal. Reads all there is, and waits for the disk.
+    ///
+    /// # Errors
+    /// The disk's, or damaged values.
+    pub fn state_hash(&self) -> std::io::Result<(u64, [u8; 32])> {
+        self.reader.state_hash()
+    }
+
     /// What commands that are applied here from now on lead to. Whoever lags reads the state again.
     pub fn events(&self) -> broadcast::Receiver<Event> {
         self.group.state().subscribe()

@@ -139,14 +139,6 @@ impl View {
     pub fn is_paired(&self, account: &ChannelAccount, sender_id: &str) -> Result<bool, TableError> {
         read::is_paired(&self.tables, account, sender_id)
     }
-
-    /// SHA-256 over all rows: equal wherever the same log was applied.
-    ///
-    /// # Errors
-    /// The disk's.
-    pub fn state_hash(&self) -> Result<[u8; 32], TableError> {
-        crate::state_machine::state_hash(&self.tables)
-    }
 }
 
 struct Waiting {
@@ -172,6 +164,11 @@ impl Reader {
     pub(crate) fn local(&self) -> View {
         let (applied, tables) = self.group.state().tables();
         View { applied, tables }
+    }
+
+    /// Reads all rows.
+    pub(crate) fn state_hash(&self) -> std::io::Result<(u64, [u8; 32])> {
+        self.group.state().state_hash()
     }
 
     pub(crate) async fn linearizable(&self, timeout: Duration) -> Result<View, ReadError> {

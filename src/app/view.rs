@@ -124,15 +124,14 @@ impl ClusterView for View {
             };
             // Held by the thread that reads, which goes on when nobody waits for it any more.
             let only = self.hashing.clone().try_acquire_owned().map_err(|_| busy())?;
-            let view = self.node.read_local();
-            let applied_index = view.applied_index();
+            let node = self.node.clone();
             let hash = tokio::task::spawn_blocking(move || {
                 let _only = only;
-                view.state_hash()
+                node.state_hash()
             });
             let internal = |message: String| ClusterError { code: ErrorCode::Internal, message };
             let hash = hash.await.map_err(|error| internal(error.to_string()))?;
-            let hash = hash.map_err(|error| internal(error.to_string()))?;
+            let (applied_index, hash) = hash.map_err(|error| internal(error.to_string()))?;
             let sha256 = hash.iter().map(|byte| format!("{byte:02x}")).collect();
             Ok(StateHash { instance_id: self.node.instance_id().as_str().to_owned(), applied_index, sha256 })
         })

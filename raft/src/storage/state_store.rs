@@ -80,7 +80,38 @@ impl Tables for TableReader {
     }
 
     fn scan(&self, table: Table, from: &[u8], until: Option<&[u8]>, limit: usize) -> Result<Vec<Row>, TableError> {
+        self.scan_by(ReadOptions::default(), table, from, until, limit)
+    }
+}
+
+/// The rows as they were at one moment, between two batches.
+struct Pinned<'a> {
+    view: rocksdb::Snapshot<'a>,
+    tables: TableReader,
+}
+
+impl Tables for Pinned<'_> {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, TableError> {
+        let (family, key) = (self.tables.family(table)?, self.tables.key(key));
+        self.view.get_cf(family, key).map_err(|error| TableError::storage(table, error))
+    }
+
+    fn scan(&self, table: Table, from: &[u8], until: Option<&[u8]>, limit: usize) -> Result<Vec<Row>, TableError> {
         let mut options = ReadOptions::default();
+        options.set_snapshot(&self.view);
+        self.tables.scan_by(options, table, from, until, limit)
+    }
+}
+
+impl TableReader {
+    fn scan_by(
+        &self,
+        mut options: ReadOptions,
+        table: Table,
+        from: &[u8],
+        until: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<Row>, TableError> {
         options.set_iterate_upper_bound(until.map_or_else(|| self.end.clone(), |until| self.key(until)));
         let from = self.key(from);
         let mode = IteratorMode::From(&from, Direction::Forward);
@@ -111,6 +142,20 @@ impl StateReader {
         let applied = *self.applied.borrow();
         let generation = self.generation.load(Ordering::Acquire);
         (applied, TableReader::new(self.db.clone(), self.group, generation))
+    }
+
+    /// All rows as one hash, and exactly the log index that they reflect. Reads everything there is.
+    pub(crate) fn state_hash(&self) -> io::Result<(u64, [u8; 32])> {
+        let view = self.db.snapshot();
+        let family = self.db.cf_handle(keys::META).ok_or_else(|| io::Error::other("no meta column family"))?;
+        let get = |meta| view.get_cf(family, keys::meta(self.group, meta)).map_err(io::Error::other);
+        let generation = generation(self.group, get(Meta::Generation)?)?;
+        let applied = get(Meta::Applied)?.unwrap_or_default();
+        let applied = pb::SnapshotMeta::decode(&*applied).map_err(io::Error::other)?;
+        let applied = wire::from_snapshot_meta(applied).map_err(io::Error::other)?;
+        let tables = TableReader::new(self.db.clone(), self.group, generation);
+        let hash = state_machine::state_hash(&Pinned { view, tables }).map_err(io::Error::other)?;
+        Ok((applied.last_log_id.map_or(0, |id| id.index), hash))
     }
 
     pub(crate) fn applied(&self) -> watch::Receiver<u64> {
@@ -218,6 +263,10 @@ fn read_generation(engine: &Engine, group: GroupId) -> io::Result<u32> {
         .db()
         .get_cf(engine.family(keys::META)?, keys::meta(group, Meta::Generation))
         .map_err(io::Error::other)?;
+    generation(group, stored)
+}
+
+fn generation(group: GroupId, stored: Option<Vec<u8>>) -> io::Result<u32> {
     stored.map_or(Ok(0), |bytes| {
         <[u8; 4]>::try_from(&*bytes)
             .map(u32::from_be_bytes)
