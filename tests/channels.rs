@@ -26,7 +26,7 @@ async fn broken(arguments: &[&str]) -> Result<()> {
     let openclaw = ["test", "--openclaw", env!("CARGO_BIN_EXE_openclaw")];
     let options = Arguments::parse_from(openclaw.iter().chain(arguments)).options;
     let report = channels::run(options).await?;
-    ensure!(report.passed, "{}", report.text);
+    ensure!(report.passed(), "{}", report.text);
     Ok(())
 }
 

@@ -155,7 +155,7 @@ async fn nothing_acknowledged_is_lost_whatever_is_done_to_the_cluster() -> Resul
     let arguments = ["test", "--openclaw", env!("CARGO_BIN_EXE_openclaw"), "--nemesis", faults];
     let arguments = arguments.iter().chain(&["--time-limit", "40", "--seed", "5"]);
     let report = commands::run::run(Arguments::parse_from(arguments).options).await?;
-    ensure!(report.passed, "{}", report.text);
+    ensure!(report.passed(), "{}", report.text);
     Ok(())
 }
 
@@ -163,7 +163,7 @@ async fn nothing_acknowledged_is_lost_whatever_is_done_to_the_cluster() -> Resul
 async fn a_reader_gets_one_whole_answer_when_the_leader_or_a_follower_dies_mid_stream() -> Result<()> {
     let arguments = ["test", "--openclaw", env!("CARGO_BIN_EXE_openclaw"), "--rounds", "2", "--seed", "3"];
     let report = turns::run(Arguments::parse_from(arguments).options).await?;
-    ensure!(report.passed, "{}", report.text);
+    ensure!(report.passed(), "{}", report.text);
     ensure!(report.json["leadersKilled"] == 1, "the leader first, then another: {}", report.text);
     Ok(())
 }

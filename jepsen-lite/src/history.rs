@@ -72,6 +72,12 @@ pub enum Call {
     Repeat { session: String, text: String, key: String },
     /// Ask one instance for the end of a session.
     Read { session: String, instance: usize },
+    /// A message to the model, whose answer is read as it comes: the numbers from 1 to `tokens`.
+    Turn { session: String, message: String, tokens: u64, key: String },
+    /// One write to one instance, sent once: what matters is how soon it is answered.
+    Probe { session: String, instance: usize, text: String },
+    /// One of a bot's people says something to it on a chat platform.
+    Say { account: String, chat: String, message: String },
 }
 
 impl Call {
@@ -81,6 +87,9 @@ impl Call {
             Self::Append { .. } => "append",
             Self::Repeat { .. } => "repeat",
             Self::Read { .. } => "read",
+            Self::Turn { .. } => "turn",
+            Self::Probe { .. } => "probe",
+            Self::Say { .. } => "say",
         }
     }
 }
@@ -93,6 +102,12 @@ pub enum Answer {
     Appended(AppendResponse),
     /// The sequence number of the last entry, and the last entries; nothing and 0 if there is none.
     Read { head: u64, tail: Vec<(u64, String)> },
+    /// The committed reply of a turn, and how often its reader was told that it begins again, or had to connect again.
+    Replied { turn: String, entry: String, text: String, restarts: u32, reconnects: u32 },
+    /// The turn ended without a reply, and said so.
+    Ended { turn: String, code: String },
+    /// The bot answered on the platform.
+    Answered,
 }
 
 /// Collects events from all clients.
@@ -137,9 +152,27 @@ impl Recorder {
         self.note(What::Fault { number, kind: kind.to_owned(), phase, detail: detail.to_owned() });
     }
 
-    /// The history so far.
+    /// Adds an operation that somebody else kept a record of; its moments may lie in the past.
+    pub fn add(&self, process: u32, call: Call, invoked_us: u64, ended: Option<(u64, Answer)>) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let op = inner.next;
+        inner.next += 1;
+        inner.events.push(Event { at_us: invoked_us, what: What::Invoke { op, process, call } });
+        if let Some((at_us, answer)) = ended {
+            inner.events.push(Event { at_us, what: What::Ok { op, attempts: 1, answer } });
+        }
+    }
+
+    /// The history so far, in the order of time.
     pub fn events(&self) -> Vec<Event> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner).events.clone()
+        let mut events = self.inner.lock().unwrap_or_else(PoisonError::into_inner).events.clone();
+        events.sort_by_key(|event| event.at_us);
+        events
+    }
+
+    /// When the run began.
+    pub fn begin(&self) -> Instant {
+        self.begin
     }
 
     fn now_us(&self) -> u64 {

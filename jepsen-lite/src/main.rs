@@ -4,8 +4,9 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use jepsen_lite::commands::{bench, channels, durability, failover, footprint, list, run, turns};
+use jepsen_lite::commands::{bench, channels, durability, failover, footprint, list, replay, run, turns};
 use jepsen_lite::fakes;
+use jepsen_lite::run::verdict::Outcome;
 
 /// Starts real instances, breaks or loads them, and judges what their clients were told.
 #[derive(Debug, Parser)]
@@ -17,9 +18,11 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Append while faults drawn from a seed are done to the cluster, and judge what clients were told
+    /// Have clients at work while faults drawn from a seed are done to the cluster, and judge what they were told
     Run(run::Options),
-    /// The faults there are
+    /// Do again what an earlier run did
+    Replay(replay::Options),
+    /// The workloads and faults there are
     List,
     /// Append through repeated kill -9 of all instances; nothing acknowledged may be lost, doubled or reordered
     Durability(durability::Options),
@@ -41,6 +44,7 @@ enum Command {
 async fn main() -> ExitCode {
     let report = match Arguments::parse().command {
         Command::Run(options) => run::run(options).await.map(Some),
+        Command::Replay(options) => replay::run(options).await.map(Some),
         Command::List => list::run().map(Some),
         Command::Durability(options) => durability::run(options).await.map(Some),
         Command::Failover(options) => failover::run(options).await.map(Some),
@@ -55,7 +59,11 @@ async fn main() -> ExitCode {
         Ok(Some(report)) => {
             // A reader that goes away has read enough.
             let _read = writeln!(std::io::stdout(), "{}\n{}", report.text, report.json);
-            if report.passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+            match report.outcome {
+                Outcome::Passed => ExitCode::SUCCESS,
+                Outcome::Failed => ExitCode::FAILURE,
+                Outcome::Inconclusive => ExitCode::from(2),
+            }
         }
         Err(error) => {
             eprintln!("inconclusive: {error:#}");

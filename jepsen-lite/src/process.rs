@@ -7,6 +7,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -31,17 +32,53 @@ pub struct Program {
     pub log: PathBuf,
 }
 
+/// When a program was up, and when it was not: dead, stopped, or told to end. Cheap to clone; all clones know the same.
+#[derive(Debug, Clone, Default)]
+pub struct Lifeline(Arc<Mutex<Vec<(Instant, State)>>>);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Up,
+    Paused,
+    Down,
+}
+
+impl Lifeline {
+    /// Whether it was up from one moment to the other without a break.
+    pub fn was_up(&self, from: Instant, to: Instant) -> bool {
+        let states = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = states.iter().rev().find(|(at, _)| *at <= from);
+        before.is_some_and(|(_, state)| *state == State::Up)
+            && states.iter().all(|(at, state)| *at <= from || *at > to || *state == State::Up)
+    }
+
+    /// The moments at which it was stopped by SIGSTOP.
+    pub fn pauses(&self) -> Vec<Instant> {
+        let states = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        states.iter().filter(|(_, state)| *state == State::Paused).map(|(at, _)| *at).collect()
+    }
+
+    fn note(&self, state: State) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push((Instant::now(), state));
+    }
+}
+
 /// A program that may be running.
 #[derive(Debug)]
 pub struct Process {
     program: Program,
     child: Option<Child>,
     paused: bool,
+    lifeline: Lifeline,
 }
 
 impl Process {
     pub fn new(program: Program) -> Self {
-        Self { program, child: None, paused: false }
+        Self { program, child: None, paused: false, lifeline: Lifeline::default() }
+    }
+
+    pub fn lifeline(&self) -> &Lifeline {
+        &self.lifeline
     }
 
     pub fn program(&self) -> &Program {
@@ -73,6 +110,7 @@ impl Process {
             .with_context(|| format!("start {}", self.name()))?;
         self.child = Some(child);
         self.paused = false;
+        self.lifeline.note(State::Up);
         Ok(())
     }
 
@@ -113,6 +151,7 @@ impl Process {
     /// # Errors
     /// When it is not running.
     pub fn send_kill(&mut self) -> Result<()> {
+        self.lifeline.note(State::Down);
         self.signal(Signal::SIGKILL)
     }
 
@@ -142,6 +181,7 @@ impl Process {
     /// # Errors
     /// When it is not running.
     pub fn terminate(&mut self) -> Result<()> {
+        self.lifeline.note(State::Down);
         self.signal(Signal::SIGTERM)
     }
 
@@ -150,6 +190,8 @@ impl Process {
     /// # Errors
     /// When it is not running.
     pub fn pause(&mut self) -> Result<()> {
+        // Before it, so that nothing which the process does is counted to a time in which it was stopped.
+        self.lifeline.note(State::Paused);
         self.signal(Signal::SIGSTOP)?;
         self.paused = true;
         Ok(())
@@ -162,6 +204,7 @@ impl Process {
     pub fn resume(&mut self) -> Result<()> {
         self.signal(Signal::SIGCONT)?;
         self.paused = false;
+        self.lifeline.note(State::Up);
         Ok(())
     }
 
@@ -289,6 +332,27 @@ mod tests {
         assert!(process.is_paused() && exists(pid));
         drop(process);
         assert!(!exists(pid));
+    }
+
+    #[test]
+    fn a_lifeline_tells_when_a_process_was_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut process = shell(directory.path(), "exec sleep 600");
+        let before = Instant::now();
+        process.start().unwrap();
+        let lifeline = process.lifeline().clone();
+        let (started, later) = (Instant::now(), || Instant::now());
+        assert!(!lifeline.was_up(before, started) && lifeline.was_up(started, later()));
+        process.pause().unwrap();
+        let paused = Instant::now();
+        process.resume().unwrap();
+        let resumed = Instant::now();
+        assert!(!lifeline.was_up(started, paused) && !lifeline.was_up(paused, resumed));
+        assert!(!lifeline.was_up(started, resumed), "a break in the middle counts");
+        assert!(lifeline.was_up(resumed, later()));
+        process.kill().unwrap();
+        assert!(!lifeline.was_up(resumed, later()));
+        assert_eq!(lifeline.pauses().len(), 1);
     }
 
     #[test]

@@ -19,6 +19,7 @@ use std::fmt;
 use openclaw_proto::http::{AppendResponse, Entry};
 use serde::Serialize;
 
+use super::{Check, Found};
 use crate::history::{Answer, Call, Event, What};
 
 /// Something that must never be.
@@ -173,6 +174,53 @@ pub fn check(history: &[Event], transcripts: &BTreeMap<String, Vec<Entry>>) -> V
     verdict
 }
 
+/// A verdict as a check, in which each anomaly names the operations that it is about.
+pub fn named(verdict: Verdict, history: &[Event]) -> Check {
+    let mut of_text: HashMap<(&str, &str), u64> = HashMap::new();
+    let mut of_key: HashMap<&str, Vec<u64>> = HashMap::new();
+    for event in history {
+        if let What::Invoke { op, call, .. } = &event.what {
+            match call {
+                Call::Append { session, text, key } => {
+                    of_text.insert((session, text), *op);
+                    of_key.entry(key).or_default().push(*op);
+                }
+                Call::Repeat { key, .. } => of_key.entry(key).or_default().push(*op),
+                Call::Read { .. } | Call::Turn { .. } | Call::Probe { .. } | Call::Say { .. } => {}
+            }
+        }
+    }
+    let writes = |session: &str, texts: &[&str]| -> Vec<u64> {
+        texts.iter().filter_map(|text| of_text.get(&(session, *text)).copied()).collect()
+    };
+    let ops = |anomaly: &Anomaly| match anomaly {
+        Anomaly::Lost { session, text, .. }
+        | Anomaly::Doubled { session, text, .. }
+        | Anomaly::Moved { session, text, .. }
+        | Anomaly::Refused { session, text, .. }
+        | Anomaly::Invented { session, text, .. } => writes(session, &[text]),
+        Anomaly::Reordered { session, earlier, later } => writes(session, &[&earlier.0, &later.0]),
+        Anomaly::AnswerChanged { key, .. } => of_key.get(key.as_str()).cloned().unwrap_or_default(),
+        Anomaly::Stale { op, .. } | Anomaly::Early { op, .. } | Anomaly::Misread { op, .. } => vec![*op],
+        Anomaly::Gap { .. } | Anomaly::Diverged { .. } => Vec::new(),
+    };
+    let kind = |anomaly: &Anomaly| serde_json::to_value(anomaly).ok()?["anomaly"].as_str().map(str::to_owned);
+    let found = verdict
+        .anomalies
+        .iter()
+        .map(|anomaly| Found {
+            anomaly: kind(anomaly).unwrap_or_default(),
+            message: anomaly.to_string(),
+            ops: ops(anomaly),
+        })
+        .collect();
+    let mut figures = serde_json::json!(Verdict { anomalies: Vec::new(), ..verdict });
+    if let Some(figures) = figures.as_object_mut() {
+        figures.remove("anomalies");
+    }
+    Check { checker: "append".to_owned(), decided: true, figures, found }
+}
+
 /// Compares what one instance shows with what another showed.
 pub fn compare(instance: &str, session: &str, expected: &[Entry], found: &[Entry]) -> Option<Anomaly> {
     let difference = if expected.len() != found.len() {
@@ -193,7 +241,7 @@ fn operations(history: &[Event]) -> (Vec<Operation<'_>>, Vec<Operation<'_>>) {
                 let (repeat, session, text, key) = match call {
                     Call::Append { session, text, key } => (false, session, text, key),
                     Call::Repeat { session, text, key } => (true, session, text, key),
-                    Call::Read { .. } => continue,
+                    Call::Read { .. } | Call::Turn { .. } | Call::Probe { .. } | Call::Say { .. } => continue,
                 };
                 let list = if repeat { &mut repeats } else { &mut appends };
                 at.insert(*op, (repeat, list.len()));
@@ -203,7 +251,10 @@ fn operations(history: &[Event]) -> (Vec<Operation<'_>>, Vec<Operation<'_>>) {
                 end(&mut appends, &mut repeats, at.get(op), End::Ok { at_us: event.at_us, answer });
             }
             What::Fail { op, .. } => end(&mut appends, &mut repeats, at.get(op), End::Failed),
-            What::Ok { answer: Answer::Read { .. }, .. }
+            What::Ok {
+                answer: Answer::Read { .. } | Answer::Replied { .. } | Answer::Ended { .. } | Answer::Answered,
+                ..
+            }
             | What::Info { .. }
             | What::Fault { .. }
             | What::Leader { .. }

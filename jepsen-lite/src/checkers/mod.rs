@@ -3,6 +3,10 @@
 
 pub mod answers;
 pub mod append;
+pub mod availability;
+pub mod convergence;
+pub mod conversations;
+pub mod leases;
 pub mod single_owner;
 pub mod turn;
 

@@ -1,8 +1,8 @@
 //! A bot account has one owner at a time: never do two instances listen to the platform at once, and who has lost the
 //! account says nothing more.
 //!
-//! Judged one change of owner at a time, from what the platform recorded. A process that is stopped leaves its sockets open;
-//! only what it says after it wakes counts against it.
+//! Judged from what the platform recorded, one change of owner at a time ([`check`]) or a whole run with all that was done
+//! in it ([`check_run`]). A process that is stopped leaves its sockets open; only what it says after it wakes counts against it.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -38,6 +38,13 @@ pub struct Change {
     pub until: Instant,
 }
 
+/// A time in which an instance's process was stopped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stop {
+    pub who: String,
+    pub from: Instant,
+}
+
 /// Something that must never be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Anomaly {
@@ -45,6 +52,8 @@ pub enum Anomaly {
     Overlap { first: String, second: String, lasted: Duration },
     /// The old owner said something after the next one had begun.
     Spoke { who: String, what: String, after: Duration },
+    /// Somebody said something while another listened, before and after it.
+    Interrupted { who: String, what: String, owner: String, at: Duration },
 }
 
 impl fmt::Display for Anomaly {
@@ -55,6 +64,9 @@ impl fmt::Display for Anomaly {
             }
             Self::Spoke { who, what, after } => {
                 write!(f, "{who} said {what} {:.1} ms after the next owner had begun", after.as_secs_f64() * 1000.0)
+            }
+            Self::Interrupted { who, what, owner, at } => {
+                write!(f, "{who} said {what} while {owner} listened, at {:.3} s of the run", at.as_secs_f64())
             }
         }
     }
@@ -70,6 +82,66 @@ pub fn check(change: &Change, listened: &[Listened], words: &[Word]) -> Vec<Anom
         after: word.at - change.began,
     }));
     anomalies
+}
+
+/// Judges a whole run that began at `begin` and ended at `until`, with processes stopped as `stops` say.
+///
+/// A new owner may speak before it listens, so a word is wrong only where somebody else listens both before and after it.
+pub fn check_run(
+    begin: Instant,
+    until: Instant,
+    listened: &[Listened],
+    words: &[Word],
+    stops: &[Stop],
+) -> Vec<Anomaly> {
+    let mut listened = clipped(listened, stops, until);
+    listened.sort_by_key(|one| one.from);
+    let end = |one: &Listened| one.to.unwrap_or(until);
+    let mut found = Vec::new();
+    let mut open: Vec<&Listened> = Vec::new();
+    for second in &listened {
+        open.retain(|first| end(first) > second.from);
+        found.extend(open.iter().filter(|first| first.who != second.who).map(|first| Anomaly::Overlap {
+            first: first.who.clone(),
+            second: second.who.clone(),
+            lasted: end(first).min(end(second)) - second.from,
+        }));
+        open.push(second);
+    }
+    for word in words.iter().filter(|word| word.at <= until) {
+        // All that began before the word, and all after it.
+        let (before, after) = listened.split_at(listened.partition_point(|one| one.from <= word.at));
+        let Some(owner) = before.last().filter(|owner| owner.who != word.who) else { continue };
+        let listens_on = end(owner) > word.at;
+        let again = after.iter().find(|one| one.who == word.who || one.who == owner.who);
+        if listens_on || again.is_some_and(|one| one.who == owner.who) {
+            found.push(Anomaly::Interrupted {
+                who: word.who.clone(),
+                what: word.what.clone(),
+                owner: owner.who.clone(),
+                at: word.at.saturating_duration_since(begin),
+            });
+        }
+    }
+    found
+}
+
+/// How long after `moment` somebody listens: zero if somebody does then, `None` if nobody does until the end.
+pub fn unowned(moment: Instant, until: Instant, listened: &[Listened], stops: &[Stop]) -> Option<Duration> {
+    let listened = clipped(listened, stops, until);
+    let later = listened.iter().filter(|one| one.to.unwrap_or(until) > moment);
+    later.map(|one| one.from.saturating_duration_since(moment)).min()
+}
+
+/// What a stopped process had open ends, for what it means, when it was stopped.
+fn clipped(listened: &[Listened], stops: &[Stop], until: Instant) -> Vec<Listened> {
+    let clip = |one: &Listened| {
+        let end = one.to.unwrap_or(until);
+        let stop = stops.iter().filter(|stop| stop.who == one.who && stop.from >= one.from && stop.from < end);
+        let stop = stop.map(|stop| stop.from).min();
+        Listened { to: stop.or(one.to), ..one.clone() }
+    };
+    listened.iter().filter(|one| one.from < until).map(clip).collect()
 }
 
 /// From the old owner's end to the next one's beginning, in milliseconds: below zero, both listened. `None`: the old one
@@ -177,6 +249,60 @@ mod tests {
         for paused in [false, true] {
             assert_eq!(Record::new(paused).check(&[], &[("a", 199), ("a", 700), ("b", 800)]), [spoke(500)]);
         }
+    }
+
+    fn run(times: &[(&str, u64, Option<u64>)], said: &[(&str, u64)], stops: &[(&str, u64)]) -> Vec<Anomaly> {
+        let record = Record::new(false);
+        let at = |ms| record.start + Duration::from_millis(ms);
+        let words: Vec<Word> =
+            said.iter().map(|(who, ms)| Word { who: (*who).into(), what: "hello".into(), at: at(*ms) }).collect();
+        let stops: Vec<Stop> = stops.iter().map(|(who, ms)| Stop { who: (*who).into(), from: at(*ms) }).collect();
+        check_run(record.start, at(1000), &record.listened(times), &words, &stops)
+    }
+
+    fn interrupted(who: &str, owner: &str, ms: u64) -> Anomaly {
+        let at = Duration::from_millis(ms);
+        Anomaly::Interrupted { who: who.into(), what: "hello".into(), owner: owner.into(), at }
+    }
+
+    #[test]
+    fn owners_that_follow_each_other_pass_in_a_whole_run() {
+        let times = [("a", 0, Some(50)), ("a", 60, Some(150)), ("b", 200, Some(300)), ("a", 400, None)];
+        // Whoever has just become the owner may speak before it listens.
+        assert_eq!(run(&times, &[("a", 70), ("b", 190), ("b", 250), ("a", 390), ("a", 900)], &[]), []);
+    }
+
+    #[test]
+    fn planted_two_owners_in_a_whole_run() {
+        assert_eq!(run(&[("a", 0, Some(230)), ("b", 200, None)], &[], &[]), [overlap("a", "b", 30)]);
+        assert_eq!(run(&[("a", 0, None), ("b", 200, None), ("a", 300, Some(400))], &[], &[]).len(), 2);
+    }
+
+    #[test]
+    fn planted_an_old_owner_that_speaks_in_a_whole_run() {
+        let times = [("a", 0, Some(100)), ("b", 200, Some(300)), ("b", 350, Some(400)), ("a", 500, None)];
+        assert_eq!(run(&times, &[("a", 250)], &[]), [interrupted("a", "b", 250)]);
+        // Between two polls of the owner, too; after its last it may be the next one.
+        assert_eq!(run(&times, &[("a", 320), ("a", 450)], &[]), [interrupted("a", "b", 320)]);
+        assert_eq!(run(&times, &[("c", 800)], &[]), [interrupted("c", "a", 800)]);
+    }
+
+    #[test]
+    fn in_a_whole_run_too_only_what_a_stopped_process_says_counts() {
+        let times = [("a", 0, Some(600)), ("b", 200, None)];
+        assert_eq!(run(&times, &[], &[("a", 100)]), []);
+        assert_eq!(run(&times, &[("a", 590)], &[("a", 100)]), [interrupted("a", "b", 590)]);
+        let again = [("a", 0, Some(600)), ("b", 200, None), ("a", 650, Some(700))];
+        assert_eq!(run(&again, &[], &[("a", 100)]), [overlap("b", "a", 50)]);
+    }
+
+    #[test]
+    fn the_time_without_an_owner_is_measured() {
+        let record = Record::new(false);
+        let at = |ms| record.start + Duration::from_millis(ms);
+        let listened = record.listened(&[("a", 0, Some(100)), ("b", 400, Some(500))]);
+        let unowned = |ms| unowned(at(ms), at(1000), &listened, &[]).map(|time| time.as_millis());
+        assert_eq!([unowned(50), unowned(150), unowned(450), unowned(600)], [Some(0), Some(250), Some(0), None]);
     }
 
     #[test]

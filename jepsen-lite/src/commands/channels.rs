@@ -4,11 +4,8 @@
 //! Everything is judged from the fake platform's own record, which knows each moment and, by way of the kernel, which instance
 //! it was. What a platform is to the judge is [`Platform`]; the rounds and the judgement are the same for all.
 
-mod discord;
-mod telegram;
-
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -17,30 +14,23 @@ use openclaw_proto::http::ChannelStatus;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde::Serialize;
-use serde_json::Value;
-use tokio::task::JoinHandle;
 
-use self::discord::Discord;
-use self::telegram::Telegram;
 use super::{Common, READY, Report, SHOWN, rerun};
-use crate::checkers::answers::{self, Answered, Asked, Question, Unsent, Verdict};
-use crate::checkers::single_owner::{self, Change, Listened, Word};
+use crate::checkers::answers::Verdict;
+use crate::checkers::single_owner::{self, Change};
 use crate::client::{Protocol, Reply};
 use crate::cluster::{self, Cluster, Names};
-use crate::fakes::Label;
 use crate::figures::Summary;
+use crate::workloads::channels::{Discord, GIVE_UP, PEOPLE, POLL, Platform, Sessions, Talk, Telegram, judge_answers};
 
-/// People who write to the bot, in a chat of their own each.
-const PEOPLE: usize = 20;
 /// Answers between the healing of one round and the fault of the next.
 const BETWEEN: usize = 10;
+/// Time limit of a question to an instance.
+const ASK: Duration = Duration::from_secs(5);
 /// Messages without an answer at which the next fault may come.
 const BACKLOG: usize = 2 * PEOPLE;
-/// How long a bot may go without an owner, and a message without an answer, before the run is given up.
-const GIVE_UP: Duration = Duration::from_secs(60);
 /// How long a paused owner stays so.
 const PAUSE: Duration = Duration::from_secs(10);
-const POLL: Duration = Duration::from_millis(20);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum PlatformName {
@@ -88,58 +78,6 @@ pub struct Options {
     /// Draws the moments of the faults
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
-}
-
-/// What the rounds and the judge need of a platform and of the people on it. Moments are those of its own record.
-trait Platform: Send + Sync + 'static {
-    /// As on the command line.
-    const NAME: &'static str;
-    /// What a new owner does first.
-    const BEGINNING: &'static str;
-
-    /// The account that is broken.
-    fn account(&self) -> String {
-        format!("{}:default", Self::NAME)
-    }
-
-    /// The setting `channels`.
-    fn settings(&self) -> Value;
-
-    /// Waits until somebody listens for the bot.
-    async fn is_listened_to(&self) -> Result<()>;
-
-    /// One of the people, `n` says which, sends the bot a text.
-    fn say(&self, n: usize, text: &str) -> Result<Question>;
-
-    /// The first to begin after `after` that is not `old`: its name and when.
-    async fn next_owner(&self, old: &str, after: Instant) -> Result<(String, Instant)>;
-
-    /// Who listened when, as far as it is remembered.
-    fn listened(&self) -> Vec<Listened>;
-
-    /// What instances said, apart from what keeps a connection alive.
-    fn words(&self) -> Vec<Word>;
-
-    /// What the bot told people.
-    fn answered(&self) -> Vec<Answered>;
-
-    /// Where listening is by sessions: how they began.
-    fn sessions(&self) -> Option<Sessions>;
-}
-
-/// How connections to a platform got their sessions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-struct Sessions {
-    /// Begun anew; what is said between two of them is lost, and platforms count them.
-    begun: usize,
-    /// Gone on with.
-    resumed: usize,
-}
-
-/// Has a fake name its callers.
-fn label(names: &Names) -> Label {
-    let names = names.clone();
-    Label::new(move |peer, local| names.of(peer, local))
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -259,48 +197,6 @@ fn report<P: Platform>(
     Report::new(text, &figures, passed)
 }
 
-/// Says one thing after the other until it is told to stop.
-struct Talk {
-    asked: Arc<Mutex<Vec<Asked>>>,
-    stop: Arc<tokio::sync::Notify>,
-    task: JoinHandle<Result<()>>,
-}
-
-impl Talk {
-    fn start(platform: Arc<impl Platform>, pause: Duration) -> Self {
-        let asked: Arc<Mutex<Vec<Asked>>> = Arc::default();
-        let stop = Arc::new(tokio::sync::Notify::new());
-        let (all, stopped) = (asked.clone(), stop.clone());
-        let task = tokio::spawn(async move {
-            let mut n = 0;
-            loop {
-                let question = platform.say(n, &format!("message {n}"))?;
-                all.lock().unwrap_or_else(PoisonError::into_inner).push(Asked { question, at: unix_now() });
-                n += 1;
-                tokio::select! {
-                    () = stopped.notified() => return Ok(()),
-                    () = tokio::time::sleep(pause) => {}
-                }
-            }
-        });
-        Self { asked, stop, task }
-    }
-
-    fn count(&self) -> usize {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner).len()
-    }
-
-    async fn stop(self) -> Result<Vec<Asked>> {
-        self.stop.notify_one();
-        self.task.await.context("whoever talks panicked")??;
-        Ok(std::mem::take(&mut *self.asked.lock().unwrap_or_else(PoisonError::into_inner)))
-    }
-}
-
-fn unix_now() -> Duration {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
-}
-
 async fn break_and_judge<P: Platform>(cluster: &mut Cluster, platform: &Arc<P>, options: &Options) -> Result<Findings> {
     let mut rng = StdRng::seed_from_u64(options.seed);
     platform.is_listened_to().await?;
@@ -326,7 +222,7 @@ async fn break_and_judge<P: Platform>(cluster: &mut Cluster, platform: &Arc<P>, 
         found.anomalies.extend(anomalies.into_iter().map(|anomaly| format!("round {round}: {anomaly}")));
     }
     let asked = talk.stop().await?;
-    let mut verdict = judge_answers(cluster, &**platform, &asked).await?;
+    let mut verdict = judge_answers(&cluster.clients(Protocol::Http1, ASK), &**platform, &asked, GIVE_UP).await?;
     found.anomalies.append(&mut verdict.anomalies);
     found.verdict = verdict;
     found.sessions = platform.sessions();
@@ -416,30 +312,6 @@ async fn one_round(cluster: &mut Cluster, platform: &impl Platform, fault: Fault
     cluster.instance(victim).wait_ready(READY).await?;
     let paused = fault == Fault::Pause;
     Ok(Change { old, fault: began, paused, next, began: next_began, until: Instant::now() })
-}
-
-/// Messages that the gateway lists as not sent.
-async fn unsent(cluster: &mut Cluster, account: &str) -> Result<Unsent> {
-    let clients = cluster.clients(Protocol::Http1, Duration::from_secs(5));
-    let client = clients.first().context("a client")?;
-    let mut unsent = Unsent::default();
-    for letter in client.dead_letters(account).await.ok()?.dead_letters {
-        let list = if letter.state == "unknown" { &mut unsent.unknown } else { &mut unsent.failed };
-        *list.entry(letter.chat).or_default() += 1;
-    }
-    Ok(unsent)
-}
-
-/// Answers that are on their way arrive; then what is missing is what is held.
-async fn judge_answers(cluster: &mut Cluster, platform: &impl Platform, asked: &[Asked]) -> Result<Verdict> {
-    let begin = Instant::now();
-    loop {
-        let (answered, unsent) = (platform.answered(), unsent(cluster, &platform.account()).await?);
-        if !answers::is_open(asked, &answered, &unsent) || begin.elapsed() > GIVE_UP {
-            return Ok(answers::check(asked, &answered, &unsent));
-        }
-        tokio::time::sleep(POLL * 10).await;
-    }
 }
 
 #[cfg(test)]

@@ -1,22 +1,32 @@
-//! What there is to run: faults, with what each does.
+//! What there is to run: workloads and faults, with what each does.
 
 use anyhow::Result;
-use serde_json::json;
+use clap::ValueEnum;
+use serde_json::{Value, json};
 
 use super::Report;
+use crate::names::{about, name};
 use crate::nemesis::Kind;
+use crate::workloads::Workload;
 
 /// Lists it.
 ///
 /// # Errors
 /// None in practice: the list is made of texts.
 pub fn run() -> Result<Report> {
-    let width = Kind::ALL.iter().map(|kind| kind.name().len()).max().unwrap_or_default();
-    let lines: Vec<String> =
-        Kind::ALL.iter().map(|kind| format!("  {:width$}  {}", kind.name(), kind.about())).collect();
-    let text = format!("faults (--nemesis):\n{}", lines.join("\n"));
-    let faults: Vec<_> = Kind::ALL.iter().map(|kind| json!({"name": kind.name(), "about": kind.about()})).collect();
-    Report::new(text, json!({"faults": faults}), true)
+    let text =
+        format!("workloads (--workload):\n{}\nfaults (--nemesis):\n{}", lines(&Workload::ALL), lines(&Kind::ALL));
+    Report::new(text, json!({"workloads": values(&Workload::ALL), "faults": values(&Kind::ALL)}), true)
+}
+
+fn lines<T: ValueEnum>(all: &[T]) -> String {
+    let width = all.iter().map(|one| name(one).len()).max().unwrap_or_default();
+    let lines: Vec<String> = all.iter().map(|one| format!("  {:width$}  {}", name(one), about(one))).collect();
+    lines.join("\n")
+}
+
+fn values<T: ValueEnum>(all: &[T]) -> Vec<Value> {
+    all.iter().map(|one| json!({"name": name(one), "about": about(one)})).collect()
 }
 
 #[cfg(test)]
@@ -24,10 +34,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_fault_is_listed_with_what_it_does() {
+    fn every_workload_and_fault_is_listed_with_what_it_does() {
         let report = run().unwrap();
-        for kind in Kind::ALL {
-            assert!(report.text.contains(&kind.name()) && !kind.about().is_empty(), "{kind:?}");
+        let names = Kind::ALL.iter().map(|kind| (name(kind), about(kind)));
+        for (name, about) in names.chain(Workload::ALL.iter().map(|one| (name(one), about(one)))) {
+            assert!(report.text.contains(&name) && !about.is_empty(), "{name}");
         }
     }
 }

@@ -9,6 +9,7 @@ pub mod durability;
 pub mod failover;
 pub mod footprint;
 pub mod list;
+pub mod replay;
 pub mod run;
 pub mod turns;
 
@@ -22,6 +23,7 @@ use serde_json::Value;
 use crate::checkers::append::Verdict;
 use crate::cluster::Cluster;
 use crate::history::{self, Event};
+use crate::run::verdict::Outcome;
 
 /// How long instances may take to be ready after a start, on a machine that is busy with something else.
 const READY: Duration = Duration::from_secs(60);
@@ -73,12 +75,20 @@ impl Common {
 pub struct Report {
     pub text: String,
     pub json: Value,
-    pub passed: bool,
+    pub outcome: Outcome,
 }
 
 impl Report {
     fn new(text: String, json: impl Serialize, passed: bool) -> Result<Self> {
-        Ok(Self { text, json: serde_json::to_value(json).context("encode the report")?, passed })
+        Self::of(text, json, if passed { Outcome::Passed } else { Outcome::Failed })
+    }
+
+    fn of(text: String, json: impl Serialize, outcome: Outcome) -> Result<Self> {
+        Ok(Self { text, json: serde_json::to_value(json).context("encode the report")?, outcome })
+    }
+
+    pub fn passed(&self) -> bool {
+        self.outcome == Outcome::Passed
     }
 }
 

@@ -1,40 +1,26 @@
-//! Runs a workload while a schedule of faults, drawn from a seed, is done to the cluster, and judges what clients were told.
+//! Runs workloads while a schedule of faults, drawn from a seed, is done to the cluster, and judges what clients were told.
 
-use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
-use serde::Serialize;
+use anyhow::Result;
 
-use super::{Common, READY, Report, conclude, findings, rerun};
-use crate::checkers::append::Verdict;
-use crate::client::Protocol;
-use crate::cluster::{self, Cluster};
+use super::{Common, Report, SHOWN, rerun};
 use crate::figures::Summary;
-use crate::history::{Phase, Recorder};
 use crate::nemesis::Kind;
-use crate::nemesis::inject::{self, Injected};
-use crate::nemesis::schedule::{Schedule, Step};
-use crate::workloads::append::{self, Load};
-use crate::workloads::progress::Progress;
-
-/// Writes are acknowledged again within this time once everything is healed, or the run has found something.
-const RECOVERY: Duration = Duration::from_secs(30);
-/// Acknowledged writes without which a run proves nothing.
-const ENOUGH: u64 = 100;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Workload {
-    /// Sessions as lists: nothing acknowledged is lost, doubled or moved, a repeated key gets its first answer
-    Append,
-}
+use crate::nemesis::schedule::Schedule;
+use crate::run::plan::Plan;
+use crate::run::verdict::{Outcome, Verdict};
+use crate::run::{self, Place};
+use crate::workloads::Workload;
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
     #[command(flatten)]
     pub common: Common,
-    #[arg(long, value_enum, default_value_t = Workload::Append)]
-    pub workload: Workload,
+    /// What clients do, separated by commas
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "append")]
+    pub workload: Vec<Workload>,
     /// The kinds of faults, separated by commas; default: all
     #[arg(long, value_enum, value_delimiter = ',')]
     pub nemesis: Vec<Kind>,
@@ -43,44 +29,55 @@ pub struct Options {
     pub time_limit: u64,
     #[arg(long, default_value_t = 3)]
     pub instances: usize,
+    /// Clients of each workload
     #[arg(long, default_value_t = 8)]
     pub clients: u32,
     /// Pause of each client after a write, in milliseconds
     #[arg(long, default_value_t = 10)]
     pub pause_ms: u64,
+    /// Log entries between two snapshots
+    #[arg(long, default_value_t = 2000)]
+    pub snapshot_every: u64,
     /// Draws the faults, their moments, and the choices of the clients
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
 }
 
-/// What one fault did.
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Done {
-    kind: Kind,
-    what: String,
-    installed: bool,
-    /// From the fault to the next acknowledged write that was sent after it; while it lasted, if a majority was left.
-    write_after_ms: Option<f64>,
-    /// From the healing to the same.
-    recovery_ms: f64,
-}
+impl Options {
+    fn plan(&self) -> Plan {
+        let kinds = if self.nemesis.is_empty() { Kind::ALL.to_vec() } else { self.nemesis.clone() };
+        let mut workloads = self.workload.clone();
+        workloads.sort_unstable();
+        workloads.dedup();
+        Plan {
+            workloads,
+            environment: "loopback".to_owned(),
+            clients: self.clients,
+            pause_ms: self.pause_ms,
+            snapshot_every: self.snapshot_every,
+            log_keep: self.snapshot_every / 10,
+            schedule: Schedule::draw(self.seed, self.instances, &kinds, Duration::from_secs(self.time_limit)),
+        }
+    }
 
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Figures<'a> {
-    workload: &'static str,
-    seed: u64,
-    instances: usize,
-    faults: &'a [Done],
-    by_kind: BTreeMap<String, usize>,
-    /// From a fault that leaves a majority to the next acknowledged write.
-    write_after: Summary,
-    recovery: Summary,
-    verdict: &'a Verdict,
-    problems: &'a [String],
-    alarms: &'a [String],
-    rerun: String,
+    fn rerun(&self, openclaw: &Path) -> String {
+        let names = |names: Vec<String>| names.join(",");
+        let mut arguments = format!(
+            "--workload {} --time-limit {} --instances {} --clients {} --pause-ms {} --snapshot-every {} --seed {}",
+            names(self.workload.iter().map(|workload| workload.name()).collect()),
+            self.time_limit,
+            self.instances,
+            self.clients,
+            self.pause_ms,
+            self.snapshot_every,
+            self.seed
+        );
+        if !self.nemesis.is_empty() {
+            let kinds = names(self.nemesis.iter().map(|kind| kind.name()).collect());
+            arguments.push_str(&format!(" --nemesis {kinds}"));
+        }
+        rerun("run", openclaw, &arguments)
+    }
 }
 
 /// Runs it.
@@ -89,169 +86,66 @@ struct Figures<'a> {
 /// When the harness itself fails: instances that do not start, a fault that cannot be undone.
 pub async fn run(options: Options) -> Result<Report> {
     let openclaw = options.common.openclaw()?;
-    let kinds = if options.nemesis.is_empty() { Kind::ALL.to_vec() } else { options.nemesis.clone() };
-    let schedule = Schedule::draw(options.seed, options.instances, &kinds, Duration::from_secs(options.time_limit));
-    let start = cluster::Options::new(&openclaw, options.instances).directory(options.common.directory()?).proxied();
-    let mut cluster = Cluster::start(start, READY).await?;
-    let directory = cluster.directory().context("no directory")?.to_owned();
-    let written = serde_json::to_vec_pretty(&schedule).context("write the schedule")?;
-    std::fs::write(directory.join("schedule.json"), written).context("write the schedule")?;
-    let load = Load::start(
-        append::Options {
-            run: format!("run-{}", options.seed),
-            clients: options.clients,
-            sessions: (options.clients / 2).max(1),
-            appends: None,
-            attempt_ms: 200..400,
-            give_up: RECOVERY,
-            pause: Duration::from_millis(options.pause_ms),
-            repeat_one_in: 20,
-            read_one_in: 20,
-            seed: options.seed,
-        },
-        &cluster.clients(Protocol::Http1, Duration::from_secs(10)),
-    )?;
-    let recorder = load.recorder().clone();
-    let outcome = break_and_judge(&mut cluster, load, &schedule).await;
-    let alarms = cluster.alarms()?;
-    let passed = alarms.is_empty()
-        && outcome.as_ref().is_ok_and(|Outcome { verdict, done, problems }| {
-            let met = |kind: &Kind| done.iter().any(|one| one.kind == *kind && one.installed);
-            verdict.anomalies.is_empty()
-                && problems.is_empty()
-                && verdict.acknowledged >= ENOUGH
-                && schedule.steps.iter().all(|step| met(&step.kind))
-        });
-    conclude(&mut cluster, &recorder.events(), passed)?;
-    let Outcome { verdict, done, problems } = outcome?;
-    let report = report(&options, &openclaw, &Outcome { verdict, done, problems }, &alarms, passed)?;
-    let written = serde_json::to_vec_pretty(&report.json).context("write the verdict")?;
-    std::fs::write(directory.join("verdict.json"), written).context("write the verdict")?;
-    Ok(report)
+    let place = Place { openclaw: openclaw.clone(), directory: options.common.directory()? };
+    let verdict = run::execute(&options.plan(), &place, options.rerun(&openclaw)).await?;
+    report(&verdict)
 }
 
-fn report(
-    options: &Options,
-    openclaw: &std::path::Path,
-    outcome: &Outcome,
-    alarms: &[String],
-    passed: bool,
-) -> Result<Report> {
-    let Outcome { verdict, done, problems } = outcome;
-    let samples = |of: &dyn Fn(&Done) -> Option<f64>| -> Vec<Duration> {
-        done.iter().filter_map(of).map(|ms| Duration::from_secs_f64(ms / 1000.0)).collect()
+/// A verdict for people and for programs.
+///
+/// # Errors
+/// When it cannot be encoded.
+pub(super) fn report(verdict: &Verdict) -> Result<Report> {
+    Report::of(describe(verdict), verdict, verdict.outcome)
+}
+
+fn describe(verdict: &Verdict) -> String {
+    let Verdict { outcome, plan, seconds, faults, operations, checks, problems, alarms, rerun } = verdict;
+    let mut kinds: Vec<&str> = faults.iter().filter(|fault| fault.installed).map(|fault| fault.kind.as_str()).collect();
+    let done = kinds.len();
+    kinds.sort_unstable();
+    kinds.dedup();
+    let workloads: Vec<String> = plan.workloads.iter().map(|workload| workload.name()).collect();
+    let times = |of: &dyn Fn(&crate::run::verdict::Fault) -> Option<f64>| {
+        Summary::of(&faults.iter().filter_map(of).map(|ms| Duration::from_secs_f64(ms / 1000.0)).collect::<Vec<_>>())
     };
-    let write_after = Summary::of(&samples(&|one| one.write_after_ms));
-    let recovery = Summary::of(&samples(&|one| Some(one.recovery_ms)));
-    let mut by_kind: BTreeMap<String, usize> = BTreeMap::new();
-    for one in done.iter().filter(|one| one.installed) {
-        *by_kind.entry(one.kind.name()).or_default() += 1;
-    }
     let mut text = format!(
-        "run: append under {} faults of {} kinds, {} instances, {} clients, seed {}\n\
-         from a fault that leaves a majority to the next acknowledged write: {write_after}\n\
-         from the healing to the next acknowledged write: {recovery}\n{}",
-        by_kind.values().sum::<usize>(),
-        by_kind.len(),
-        options.instances,
-        options.clients,
-        options.seed,
-        findings(verdict, alarms),
+        "run: {} under {done} faults of {} kinds in {seconds:.0} s, {} instances, {} clients each, seed {}\n\
+         from a fault that leaves a majority to the next acknowledged write: {}\n\
+         from the healing to the next acknowledged write: {}\n",
+        workloads.join(", "),
+        kinds.len(),
+        plan.schedule.instances,
+        plan.clients,
+        plan.schedule.seed,
+        times(&|fault| fault.write_after_ms),
+        times(&|fault| fault.recovery_ms),
     );
-    for skipped in done.iter().filter(|one| !one.installed) {
-        text.push_str(&format!("  {} was skipped: {}\n", skipped.kind.name(), skipped.what));
+    for (name, counts) in operations {
+        text.push_str(&format!("  {name:<8} {} ok, {} failed, {} unknown\n", counts.ok, counts.fail, counts.info));
     }
-    for problem in problems {
-        text.push_str(&format!("  {problem}\n"));
-    }
-    text.push_str(if passed { "passed" } else { "FAILED" });
-    let mut arguments = format!(
-        "--time-limit {} --instances {} --clients {} --pause-ms {} --seed {}",
-        options.time_limit, options.instances, options.clients, options.pause_ms, options.seed
-    );
-    if !options.nemesis.is_empty() {
-        let kinds: Vec<String> = options.nemesis.iter().map(|kind| kind.name()).collect();
-        arguments.push_str(&format!(" --nemesis {}", kinds.join(",")));
-    }
-    let figures = Figures {
-        workload: "append",
-        seed: options.seed,
-        instances: options.instances,
-        faults: done,
-        by_kind,
-        write_after,
-        recovery,
-        verdict,
-        problems,
-        alarms,
-        rerun: rerun("run", openclaw, &arguments),
-    };
-    Report::new(text, &figures, passed)
-}
-
-struct Outcome {
-    verdict: Verdict,
-    done: Vec<Done>,
-    /// What was found beside the history: a cluster that did not come back in time.
-    problems: Vec<String>,
-}
-
-async fn break_and_judge(cluster: &mut Cluster, load: Load, schedule: &Schedule) -> Result<Outcome> {
-    let (progress, recorder) = (load.progress().clone(), load.recorder().clone());
-    let (mut done, mut problems) = (Vec::new(), Vec::new());
-    for (step, number) in schedule.steps.iter().zip(1..) {
-        tokio::time::sleep(step.quiet()).await;
-        let one =
-            one_fault(cluster, number, step, &progress, &recorder).await.with_context(|| format!("fault {number}"))?;
-        eprintln!(
-            "fault {number} of {}: {} ({}); a write after {} ms, and {:.0} ms after the end; {} writes so far",
-            schedule.steps.len(),
-            one.kind.name(),
-            one.what,
-            one.write_after_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.0}")),
-            one.recovery_ms,
-            progress.acknowledged()
-        );
-        if one.recovery_ms >= RECOVERY.as_secs_f64() * 1000.0 {
-            problems.push(format!("fault {number} ({}): no write within {RECOVERY:?} of its end", one.kind.name()));
+    for check in checks {
+        let word = match (check.found.len(), check.decided) {
+            (0, true) => "ok".to_owned(),
+            (0, false) => "UNDECIDED".to_owned(),
+            (count, _) => format!("{count} ANOMALIES"),
+        };
+        text.push_str(&format!("  {:<18} {word}\n", check.checker));
+        for found in check.found.iter().take(SHOWN) {
+            text.push_str(&format!("    {}: {}\n", found.anomaly, found.message));
         }
-        done.push(one);
     }
-    progress.stop();
-    cluster.wait_all_ready(READY).await?;
-    if let Err(error) = cluster.wait_converged(RECOVERY).await {
-        problems.push(format!("{error:#}"));
+    for fault in faults.iter().filter(|fault| !fault.installed) {
+        text.push_str(&format!("  {} was skipped: {}\n", fault.kind, fault.detail));
     }
-    Ok(Outcome { verdict: load.judge().await?, done, problems })
-}
-
-async fn one_fault(
-    cluster: &mut Cluster,
-    number: u32,
-    step: &Step,
-    progress: &Progress,
-    recorder: &Recorder,
-) -> Result<Done> {
-    let name = step.kind.name();
-    recorder.fault(number, &name, Phase::Begin, "");
-    let begun = progress.mark();
-    let injected = inject::inject(cluster, step).await?;
-    let during = tokio::time::timeout(Duration::ZERO, progress.first_after_mark()).await.ok();
-    let healed = progress.mark();
-    inject::heal(cluster)?;
-    let (what, installed) = match injected {
-        Injected::Installed(what) => (what, true),
-        Injected::Skipped(why) => (why, false),
+    for line in problems.iter().chain(alarms).take(2 * SHOWN) {
+        text.push_str(&format!("  {line}\n"));
+    }
+    let word = match outcome {
+        Outcome::Passed => "passed",
+        Outcome::Failed => "FAILED",
+        Outcome::Inconclusive => "INCONCLUSIVE",
     };
-    recorder.fault(number, &name, if installed { Phase::Healed } else { Phase::Skipped }, &what);
-    let ms = |since: Instant, until: Instant| until.saturating_duration_since(since).as_secs_f64() * 1000.0;
-    let again = tokio::time::timeout(RECOVERY, progress.first_after_mark()).await;
-    cluster.wait_all_ready(READY).await?;
-    Ok(Done {
-        kind: step.kind,
-        what,
-        installed,
-        write_after_ms: during.filter(|_| step.kind.leaves_a_majority()).map(|at| ms(begun, at)),
-        recovery_ms: again.map_or(RECOVERY.as_secs_f64() * 1000.0, |at| ms(healed, at)),
-    })
+    text.push_str(&format!("again: {rerun}\n{word}"));
+    text
 }

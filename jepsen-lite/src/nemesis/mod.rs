@@ -8,6 +8,8 @@ pub mod schedule;
 
 use serde::{Deserialize, Serialize};
 
+use crate::names;
+
 /// A kind of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
@@ -72,15 +74,7 @@ impl Kind {
 
     /// As on the command line.
     pub fn name(self) -> String {
-        use clap::ValueEnum;
-        self.to_possible_value().map_or_else(|| format!("{self:?}"), |value| value.get_name().to_owned())
-    }
-
-    /// What it does, in a sentence.
-    pub fn about(self) -> String {
-        use clap::ValueEnum;
-        let help = self.to_possible_value().and_then(|value| value.get_help().map(ToString::to_string));
-        help.unwrap_or_default()
+        names::name(&self)
     }
 
     /// Whether a majority stays up and connected, so that writes go on while it lasts.

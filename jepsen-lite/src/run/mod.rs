@@ -1,4 +1,254 @@
 //! One run: workloads on a cluster, faults meanwhile, checks afterwards, and a folder with all that was seen.
+//!
+//! The folder has `plan.json`, written before anything begins, `history.jsonl`, `verdict.json`, and each instance's
+//! directory with its log. [`execute`] does it; what it found is a [`verdict::Verdict`].
 
 pub mod plan;
+mod stage;
 pub mod verdict;
+mod watch;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use crate::checkers::convergence::{self, Held};
+use crate::checkers::{Check, leases};
+use crate::client::{Client, Protocol, Reply};
+use crate::cluster::{self, Cluster, Names};
+use crate::history::{self, Event, Phase, What};
+use crate::nemesis::inject::{self, Injected};
+use crate::nemesis::schedule::Step;
+use crate::workloads::Shared;
+use crate::workloads::probe::Broken;
+
+use plan::Plan;
+use stage::Stage;
+use verdict::{Counts, Fault, Outcome, Verdict};
+use watch::Watch;
+
+/// How long instances may take to be ready after a start, on a machine that is busy with something else.
+const READY: Duration = Duration::from_secs(60);
+/// Writes are acknowledged again within this time once everything is healed, or the run has found something.
+const RECOVERY: Duration = Duration::from_secs(30);
+/// Operations of each workload that must have succeeded, or the run proves nothing.
+const ENOUGH: u64 = 20;
+/// Deadline of a request inside an instance: less than its default, so that what hangs is seen in a short run.
+const REQUEST: Duration = Duration::from_secs(5);
+/// Patience with an instance that is asked for its state's hash; it reads all that it has.
+const HASH: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(50);
+
+/// Where a run happens.
+#[derive(Debug, Clone)]
+pub struct Place {
+    pub openclaw: PathBuf,
+    /// Absent: a temporary one, which stays when something was found.
+    pub directory: Option<PathBuf>,
+}
+
+/// Does what `plan` says. Progress goes to standard error.
+///
+/// # Errors
+/// When the harness itself fails: instances that do not start, a fault that cannot be undone.
+pub async fn execute(plan: &Plan, place: &Place, rerun: String) -> Result<Verdict> {
+    let (names, shared, broken) = (Names::default(), Shared::default(), Broken::default());
+    let stage = Stage::set(&plan.workloads, &names).await?;
+    let mut cluster = start(plan, place, &stage, &names).await?;
+    let directory = cluster.directory().context("no directory")?.to_owned();
+    write(&directory.join("plan.json"), plan)?;
+    let begin = Instant::now();
+    let clients = cluster.clients(Protocol::Http1, Duration::from_secs(10));
+    let ids: Vec<String> = cluster.instances().iter().map(|instance| instance.id.to_string()).collect();
+    let watch = Watch::start(&ids, &clients, stage.has_accounts(), &shared);
+    let cast = stage.enter(plan, cluster.instances(), &clients, &broken, &shared).await?;
+    let mut run =
+        Run { cluster: &mut cluster, shared: &shared, broken: &broken, problems: Vec::new(), healed: Vec::new() };
+    let faults = run.schedule(plan).await?;
+    shared.progress.stop();
+    let seconds = begin.elapsed().as_secs_f64();
+    let settled = run.settle().await;
+    let Run { mut problems, healed, .. } = run;
+    let mut checks = Vec::new();
+    match settled {
+        Ok(()) => {
+            checks.extend(cast.judge(cluster.instances(), &healed).await?.checks);
+            checks.push(converged(&ids, &clients).await);
+        }
+        // Nothing that needs an answer can be judged any more.
+        Err(error) => problems.push(format!("{error:#}")),
+    }
+    let told = watch.stop().await?;
+    if stage.has_accounts() {
+        checks.push(leases::check(&told));
+    }
+    let events = shared.recorder.events();
+    let operations = count(&events);
+    let (alarms, lacks) = (cluster.alarms()?, lacks(plan, &faults, &operations));
+    let broken = !alarms.is_empty() || !problems.is_empty() || checks.iter().any(|check| !check.found.is_empty());
+    let outcome = match broken {
+        true => Outcome::Failed,
+        false if lacks.is_empty() && checks.iter().all(Check::passed) => Outcome::Passed,
+        false => Outcome::Inconclusive,
+    };
+    problems.extend(lacks);
+    let verdict = Verdict { outcome, plan: plan.clone(), seconds, faults, operations, checks, problems, alarms, rerun };
+    if outcome != Outcome::Passed {
+        cluster.keep();
+    }
+    history::save(&directory.join("history.jsonl"), &events)?;
+    write(&directory.join("verdict.json"), &verdict)?;
+    Ok(verdict)
+}
+
+async fn start(plan: &Plan, place: &Place, stage: &Stage, names: &Names) -> Result<Cluster> {
+    let options = cluster::Options::new(&place.openclaw, plan.schedule.instances)
+        .directory(place.directory.clone())
+        .names(names)
+        .proxied()
+        .settings(|settings| {
+            settings.cluster.raft.snapshot_every = plan.snapshot_every;
+            settings.cluster.raft.log_keep = plan.log_keep;
+            settings.gateway.limits.request = REQUEST;
+        });
+    Cluster::start(stage.settings(options), READY).await
+}
+
+fn write(path: &Path, value: &impl serde::Serialize) -> Result<()> {
+    let bytes = serde_json::to_vec_pretty(value).with_context(|| format!("encode {}", path.display()))?;
+    std::fs::write(path, bytes).with_context(|| format!("write {}", path.display()))
+}
+
+/// How operations ended, by kind. What has no end in the history is like what nobody knows.
+fn count(events: &[Event]) -> BTreeMap<String, Counts> {
+    let mut open: BTreeMap<u64, &'static str> = BTreeMap::new();
+    let mut counts: BTreeMap<String, Counts> = BTreeMap::new();
+    for event in events {
+        match &event.what {
+            What::Invoke { op, call, .. } => {
+                open.insert(*op, call.name());
+            }
+            What::Ok { op, .. } => {
+                open.remove(op).into_iter().for_each(|name| counts.entry(name.to_owned()).or_default().ok += 1);
+            }
+            What::Fail { op, .. } => {
+                open.remove(op).into_iter().for_each(|name| counts.entry(name.to_owned()).or_default().fail += 1);
+            }
+            What::Info { .. } | What::Fault { .. } | What::Leader { .. } | What::Owner { .. } => {}
+        }
+    }
+    for name in open.into_values() {
+        counts.entry(name.to_owned()).or_default().info += 1;
+    }
+    counts
+}
+
+/// What a run lacks to prove something: faults that never happened, workloads that hardly got anywhere.
+fn lacks(plan: &Plan, faults: &[Fault], operations: &BTreeMap<String, Counts>) -> Vec<String> {
+    let met = |kind: &str| faults.iter().any(|fault| fault.installed && fault.kind == kind);
+    let mut kinds: Vec<String> = plan.schedule.steps.iter().map(|step| step.kind.name()).collect();
+    kinds.sort();
+    kinds.dedup();
+    let missing = kinds.into_iter().filter(|kind| !met(kind)).map(|kind| format!("{kind} never happened"));
+    let few = plan.workloads.iter().flat_map(|workload| workload.operations()).filter_map(|name| {
+        let ok = operations.get(*name).map_or(0, |counts| counts.ok);
+        (ok < ENOUGH).then(|| format!("only {ok} operations {name:?} succeeded; {ENOUGH} are the least"))
+    });
+    missing.chain(few).collect()
+}
+
+/// Asks all instances for their state's hash until all are compared, or a difference is found.
+async fn converged(ids: &[String], clients: &[Client]) -> Check {
+    let deadline = Instant::now() + RECOVERY;
+    let mut held: Vec<Held> = Vec::new();
+    loop {
+        let asked = clients.iter().map(async |client| client.with_timeout(HASH).state_hash().await);
+        for (reply, id) in futures::future::join_all(asked).await.into_iter().zip(ids) {
+            if let Reply::Ok(hash) = reply {
+                let (instance, applied_index, sha256) = (id.clone(), hash.applied_index, hash.sha256);
+                held.push(Held { instance, applied_index, sha256 });
+            }
+        }
+        let check = convergence::check(&held, ids.len());
+        if check.decided || Instant::now() > deadline {
+            return check;
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// A run while things are being broken.
+struct Run<'a> {
+    cluster: &'a mut Cluster,
+    shared: &'a Shared,
+    broken: &'a Broken,
+    problems: Vec<String>,
+    /// When what was broken was whole again.
+    healed: Vec<Instant>,
+}
+
+impl Run<'_> {
+    async fn schedule(&mut self, plan: &Plan) -> Result<Vec<Fault>> {
+        let mut faults = Vec::new();
+        let count = plan.schedule.steps.len();
+        for (step, number) in plan.schedule.steps.iter().zip(1..) {
+            tokio::time::sleep(step.quiet()).await;
+            let fault =
+                self.fault(number, step).await.with_context(|| format!("fault {number} ({})", step.kind.name()))?;
+            let ms = |ms: Option<f64>| ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.0} ms"));
+            eprintln!(
+                "fault {number} of {count}: {} ({}); next write after {}, after its end {}; {} writes so far",
+                fault.kind,
+                fault.detail,
+                ms(fault.write_after_ms),
+                ms(fault.recovery_ms),
+                self.shared.progress.acknowledged()
+            );
+            let lost = fault.recovery_ms.is_none();
+            faults.push(fault);
+            if lost {
+                // What comes after would only be more of the same.
+                self.problems.push(format!("fault {number}: no write within {RECOVERY:?} of its end"));
+                break;
+            }
+        }
+        Ok(faults)
+    }
+
+    async fn fault(&mut self, number: u32, step: &Step) -> Result<Fault> {
+        let Shared { progress, recorder } = self.shared;
+        let kind = step.kind.name();
+        recorder.fault(number, &kind, Phase::Begin, "");
+        let begun = progress.mark();
+        self.broken.set(Some(begun));
+        let injected = inject::inject(self.cluster, step).await?;
+        let during = tokio::time::timeout(Duration::ZERO, progress.first_after_mark()).await.ok();
+        let healed = progress.mark();
+        inject::heal(self.cluster)?;
+        self.broken.set(None);
+        let (detail, installed) = match injected {
+            Injected::Installed(what) => (what, true),
+            Injected::Skipped(why) => (why, false),
+        };
+        recorder.fault(number, &kind, if installed { Phase::Healed } else { Phase::Skipped }, &detail);
+        let again = tokio::time::timeout(RECOVERY, progress.first_after_mark()).await.ok();
+        if let Err(error) = self.cluster.wait_all_ready(READY).await {
+            self.problems.push(format!("after fault {number} ({kind}): {error:#}"));
+        } else {
+            recorder.fault(number, &kind, Phase::Recovered, "");
+            self.healed.push(Instant::now());
+        }
+        let ms = |since: Instant, until: Instant| until.saturating_duration_since(since).as_secs_f64() * 1000.0;
+        let write_after_ms = during.filter(|_| step.kind.leaves_a_majority()).map(|at| ms(begun, at));
+        Ok(Fault { number, kind, detail, installed, write_after_ms, recovery_ms: again.map(|at| ms(healed, at)) })
+    }
+
+    /// Everything is healed: all instances come to the same log index.
+    async fn settle(&mut self) -> Result<()> {
+        self.cluster.wait_all_ready(READY).await?;
+        self.cluster.wait_converged(RECOVERY).await?;
+        Ok(())
+    }
+}

@@ -15,6 +15,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::task::JoinSet;
 
+use crate::checkers::Check;
 use crate::checkers::append::{self, Verdict};
 use crate::client::{Client, Failure, Reply, append_until};
 use crate::history::{Answer, Call, Recorder, What};
@@ -123,6 +124,17 @@ impl Load {
         let mut verdict = append::check(&self.shared.recorder.events(), &transcripts);
         verdict.anomalies.append(&mut differences);
         Ok(verdict)
+    }
+}
+
+impl Load {
+    /// The same as a check, whose anomalies name their operations.
+    ///
+    /// # Errors
+    /// As [`Self::judge`].
+    pub async fn judge_all(self) -> Result<Check> {
+        let recorder = self.shared.recorder.clone();
+        Ok(append::named(self.judge().await?, &recorder.events()))
     }
 }
 

@@ -1,4 +1,4 @@
-//! A Discord bot under `channels`: an owner is who holds a connection to the gateway, from its IDENTIFY or RESUME on.
+//! A Discord bot: an owner is who holds a connection to the gateway, from its IDENTIFY or RESUME on.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -10,21 +10,22 @@ use super::{GIVE_UP, PEOPLE, Platform, Sessions, label};
 use crate::checkers::answers::{Answered, Question};
 use crate::checkers::single_owner::{Listened, Word};
 use crate::cluster::Names;
-use crate::commands::READY;
 use crate::fakes::discord::{self, Handle, Id, Recorded, Route, What};
 
 const TOKEN: &str = "fake-token";
 /// A whole run: who held a session when is not known from a part of it.
 const REMEMBERED: usize = 1_000_000;
 
-pub(super) struct Discord {
+pub struct Discord {
     handle: Handle,
     /// Each with the channel that only they and the bot are in.
     people: Vec<(Id, Id)>,
 }
 
 impl Discord {
-    pub(super) async fn start(names: &Names) -> Result<Self> {
+    /// # Errors
+    /// When it cannot be served.
+    pub async fn start(names: &Names) -> Result<Self> {
         let options = discord::Options {
             token: TOKEN.to_owned(),
             label: Some(label(names)),
@@ -56,7 +57,7 @@ impl Platform for Discord {
     }
 
     async fn is_listened_to(&self) -> Result<()> {
-        self.handle.wait_for_sessions(1, READY).await.map(drop)
+        self.handle.wait_for_sessions(1, GIVE_UP).await.map(drop)
     }
 
     fn say(&self, n: usize, text: &str) -> Result<Question> {

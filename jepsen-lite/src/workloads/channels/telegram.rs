@@ -1,4 +1,4 @@
-//! A Telegram bot under `channels`: an owner is who polls.
+//! A Telegram bot: an owner is who polls.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Instant;
@@ -10,21 +10,22 @@ use super::{GIVE_UP, PEOPLE, Platform, Sessions, label};
 use crate::checkers::answers::{Answered, Question};
 use crate::checkers::single_owner::{Listened, Word};
 use crate::cluster::Names;
-use crate::commands::READY;
 use crate::fakes::telegram::{self, BotId, ChatId, Handle, Method, Recorded, UserId};
 
 const TOKEN: &str = "7000001:harness-harness-harness-harness-h";
 /// Far more than a round asks for.
 const REMEMBERED: usize = 5000;
 
-pub(super) struct Telegram {
+pub struct Telegram {
     handle: Handle,
     bot: BotId,
     people: Vec<i64>,
 }
 
 impl Telegram {
-    pub(super) async fn start(names: &Names) -> Result<Self> {
+    /// # Errors
+    /// When it cannot be served.
+    pub async fn start(names: &Names) -> Result<Self> {
         let options = telegram::Options {
             label: Some(label(names)),
             remembered: REMEMBERED,
@@ -54,7 +55,7 @@ impl Platform for Telegram {
     }
 
     async fn is_listened_to(&self) -> Result<()> {
-        self.handle.wait_for_poll(self.bot, READY).await
+        self.handle.wait_for_poll(self.bot, GIVE_UP).await
     }
 
     fn say(&self, n: usize, text: &str) -> Result<Question> {

@@ -1,0 +1,170 @@
+//! What workloads need before instances start, and the workloads once they play.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use openclaw_config::session::DmScope;
+use serde_json::{Map, Value, json};
+
+use super::RECOVERY;
+use super::plan::Plan;
+use crate::checkers::Check;
+use crate::checkers::availability::Bounds;
+use crate::checkers::single_owner::Stop;
+use crate::client::Client;
+use crate::cluster::{self, Instance, Names};
+use crate::workloads::channels::{self, Discord, Platform, Telegram};
+use crate::workloads::probe::{self, Broken};
+use crate::workloads::{Judged, Shared, Workload, append, turns};
+
+/// How soon a write to an instance that is up is answered. The first is its own deadline and something for a busy machine.
+const BOUNDS: Bounds =
+    Bounds { at_most: Duration::from_secs(7), notices: Duration::from_secs(2), then: Duration::from_secs(3) };
+/// How soon a bot has an owner that listens, once everything is healed: the old lease may have to run out first.
+const UNOWNED: Duration = Duration::from_secs(15);
+/// Between two messages to a bot.
+const SAY_EVERY: Duration = Duration::from_millis(250);
+/// How long one attempt to append waits for its answer, in milliseconds, drawn for each client.
+const ATTEMPT_MS: std::ops::Range<u64> = 200..400;
+/// Process numbers in the history: each workload has its own thousand.
+const TURNS: u32 = 2000;
+const TELEGRAM: u32 = 3000;
+const DISCORD: u32 = 4000;
+const PROBES: u32 = 9000;
+
+/// The world outside: chat platforms that are served before instances ask for them.
+pub(super) struct Stage {
+    workloads: Vec<Workload>,
+    telegram: Option<Arc<Telegram>>,
+    discord: Option<Arc<Discord>>,
+}
+
+impl Stage {
+    pub(super) async fn set(workloads: &[Workload], names: &Names) -> Result<Self> {
+        let mut stage = Self { workloads: workloads.to_vec(), telegram: None, discord: None };
+        for workload in workloads {
+            match workload {
+                Workload::Telegram => stage.telegram = Some(Arc::new(Telegram::start(names).await?)),
+                Workload::Discord => stage.discord = Some(Arc::new(Discord::start(names).await?)),
+                Workload::Append | Workload::Turns => {}
+            }
+        }
+        Ok(stage)
+    }
+
+    pub(super) fn has_accounts(&self) -> bool {
+        self.telegram.is_some() || self.discord.is_some()
+    }
+
+    /// Tells the instances of it.
+    pub(super) fn settings(&self, options: cluster::Options) -> cluster::Options {
+        let of = |settings: Option<Value>| settings.and_then(|settings| settings.as_object().cloned());
+        let mut channels = Map::new();
+        channels.extend(of(self.telegram.as_ref().map(|platform| platform.settings())).unwrap_or_default());
+        channels.extend(of(self.discord.as_ref().map(|platform| platform.settings())).unwrap_or_default());
+        if channels.is_empty() {
+            return options;
+        }
+        options.settings(|settings| settings.session.dm_scope = DmScope::PerPeer).written("channels", json!(channels))
+    }
+
+    /// Starts the clients.
+    pub(super) async fn enter(
+        &self,
+        plan: &Plan,
+        instances: &[Instance],
+        clients: &[Client],
+        broken: &Broken,
+        shared: &Shared,
+    ) -> Result<Cast> {
+        let (run, seed) = (format!("run-{}", plan.schedule.seed), plan.schedule.seed);
+        let pause = Duration::from_millis(plan.pause_ms);
+        let mut cast = Cast { append: None, turns: None, telegram: None, discord: None, probes: None };
+        if let Some(platform) = &self.telegram {
+            let load = channels::Load::start(platform.clone(), TELEGRAM, SAY_EVERY, clients, shared).await?;
+            cast.telegram = Some(load);
+        }
+        if let Some(platform) = &self.discord {
+            let load = channels::Load::start(platform.clone(), DISCORD, SAY_EVERY, clients, shared).await?;
+            cast.discord = Some(load);
+        }
+        for workload in &self.workloads {
+            match workload {
+                Workload::Append => {
+                    let options = append::Options {
+                        run: run.clone(),
+                        clients: plan.clients,
+                        sessions: (plan.clients / 2).max(1),
+                        appends: None,
+                        attempt_ms: ATTEMPT_MS,
+                        give_up: RECOVERY,
+                        pause,
+                        repeat_one_in: 20,
+                        read_one_in: 3,
+                        seed,
+                    };
+                    cast.append = Some(append::Load::start_among(options, clients, shared)?);
+                }
+                Workload::Turns => {
+                    let (first_process, clients_of_it) = (TURNS, plan.clients);
+                    let options = turns::Options {
+                        run: run.clone(),
+                        first_process,
+                        clients: clients_of_it,
+                        give_up: 2 * RECOVERY,
+                        pause,
+                        seed,
+                    };
+                    cast.turns = Some(turns::Load::start(options, clients, shared)?);
+                }
+                Workload::Telegram | Workload::Discord => {}
+            }
+        }
+        cast.probes = Some(probe::Load::start(&run, PROBES, instances, clients, broken, shared)?);
+        Ok(cast)
+    }
+}
+
+/// The workloads of a run, playing.
+pub(super) struct Cast {
+    append: Option<append::Load>,
+    turns: Option<turns::Load>,
+    telegram: Option<channels::Load<Telegram>>,
+    discord: Option<channels::Load<Discord>>,
+    probes: Option<probe::Load>,
+}
+
+impl Cast {
+    /// What they found; everything was healed at the moments in `healed`.
+    pub(super) async fn judge(self, instances: &[Instance], healed: &[Instant]) -> Result<Judged> {
+        let mut checks: Vec<Check> = Vec::new();
+        let stops = stops(instances);
+        let names: Vec<String> = instances.iter().map(|instance| instance.id.to_string()).collect();
+        if let Some(load) = self.append {
+            checks.push(load.judge_all().await.context("judge append")?);
+        }
+        if let Some(load) = self.turns {
+            checks.extend(load.judge().await.context("judge turns")?.checks);
+        }
+        if let Some(load) = self.telegram {
+            checks.extend(load.judge(&names, &stops, healed, UNOWNED).await.context("judge telegram")?.checks);
+        }
+        if let Some(load) = self.discord {
+            checks.extend(load.judge(&names, &stops, healed, UNOWNED).await.context("judge discord")?.checks);
+        }
+        if let Some(load) = self.probes {
+            checks.extend(load.judge(BOUNDS).await.context("judge probes")?.checks);
+        }
+        Ok(Judged { checks })
+    }
+}
+
+/// When processes were stopped.
+fn stops(instances: &[Instance]) -> Vec<Stop> {
+    let of = |instance: &Instance| {
+        let who = instance.id.to_string();
+        instance.process.lifeline().pauses().into_iter().map(move |from| Stop { who: who.clone(), from })
+    };
+    instances.iter().flat_map(of).collect()
+}
