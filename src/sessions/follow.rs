@@ -485,9 +485,10 @@ impl Follower {
         self.backoff = (self.backoff * 2).clamp(least, self.follow.options.max_backoff.max(least));
     }
 
-    /// The attempt from which text comes now. What an older one said is void, if it said anything.
+    /// The attempt from which text comes now. What an older one said is void, if it said anything. A runner may know of an
+    /// attempt before this instance has applied its beginning; there is no way back from it.
     fn begin(&mut self, attempt: u32) {
-        if self.attempt == attempt {
+        if self.attempt >= attempt {
             return;
         }
         let said = self.n > 0;
@@ -600,5 +601,71 @@ impl Relay for NoRelay {
             sleep(Duration::from_millis(10)).await;
             Err(error)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use openclaw_proto::state::command::Kind as Command;
+    use openclaw_proto::state::outcome::Kind as Outcome;
+    use openclaw_proto::state::{Accept, InboxKey};
+
+    use super::*;
+    use crate::sessions::live::Limits;
+    use crate::store::memory::MemoryStore;
+
+    /// A runner that says this much, and then nothing for ever.
+    struct Says(Vec<RelayEvent>);
+
+    impl Relay for Says {
+        fn watch<'a>(
+            &'a self,
+            _: &'a InstanceId,
+            _: &'a TurnId,
+            after_attempt: u32,
+            after_n: u64,
+        ) -> BoxFuture<'a, Result<BoxStream<'static, Result<RelayEvent, RelayError>>, RelayError>> {
+            let later = |event: &RelayEvent| match event {
+                RelayEvent::Delta { attempt, n, .. } => (*attempt, *n) > (after_attempt, after_n),
+                RelayEvent::Ended { .. } | RelayEvent::NotHere => true,
+            };
+            let events: Vec<_> = self.0.iter().filter(|event| later(event)).cloned().map(Ok).collect();
+            Box::pin(async move { Ok(stream::iter(events).chain(stream::pending()).boxed()) })
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_never_goes_back_to_an_attempt_that_is_void() {
+        let id = |name: &str| InstanceId::parse(name).unwrap();
+        let store = MemoryStore::new(&[&id("node-1"), &id("node-2")]);
+        let turn = TurnId::random();
+        let accepted = store.apply(Command::Accept(Accept {
+            inbox: Some(InboxKey { account: "x".into(), external_id: "1".into(), body_hash: vec![0; 32].into() }),
+            session_key: "s".into(),
+            turn_id: turn.as_str().into(),
+            text: "question".into(),
+            agent_id: "main".into(),
+            runner: "node-2".into(),
+            max_queued: 1,
+            ..Accept::default()
+        }));
+        assert!(matches!(accepted.value, Outcome::Accepted(_)), "{:?}", accepted.value);
+        // Attempt 2 runs there already, and here its beginning is not applied yet.
+        let delta = |attempt, text: &str| RelayEvent::Delta { attempt, n: 1, text: text.into() };
+        let (hub, options) = (Hub::new(Limits::default()), Options::default());
+        let follow = Follow::new(
+            id("node-1"),
+            Arc::new(store),
+            hub,
+            Arc::new(Says(vec![delta(1, "old"), delta(2, "new")])),
+            options,
+            CancellationToken::new(),
+        );
+        let mut reader = follow.open(&turn, None, Consistency::Stale).await.unwrap();
+        let mut seen = Vec::new();
+        while let Ok(Some(followed)) = timeout(2 * options.recheck, reader.next()).await {
+            seen.push((followed.position.attempt, followed.event.name()));
+        }
+        assert_eq!(seen, [(1, "start"), (1, "delta"), (2, "restart"), (2, "delta")]);
     }
 }
