@@ -4,8 +4,9 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use jepsen_lite::commands::{bench, channels, durability, failover, footprint, list, run, turns};
+use jepsen_lite::commands::{bench, channels, durability, failover, footprint, list, report, run, turns};
 use jepsen_lite::fakes;
+use jepsen_lite::run::verdict::Outcome;
 
 /// Starts real instances, breaks or loads them, and judges what their clients were told.
 #[derive(Debug, Parser)]
@@ -21,6 +22,8 @@ enum Command {
     Run(run::Options),
     /// The faults there are
     List,
+    /// Make the page of a run from its folder, or one page over several runs
+    Report(report::Options),
     /// Append through repeated kill -9 of all instances; nothing acknowledged may be lost, doubled or reordered
     Durability(durability::Options),
     /// Kill the leader (or a follower) again and again; time until the next acknowledged write
@@ -42,6 +45,7 @@ async fn main() -> ExitCode {
     let report = match Arguments::parse().command {
         Command::Run(options) => run::run(options).await.map(Some),
         Command::List => list::run().map(Some),
+        Command::Report(options) => return pages(&options),
         Command::Durability(options) => durability::run(options).await.map(Some),
         Command::Failover(options) => failover::run(options).await.map(Some),
         Command::Bench(options) => bench::run(options).await.map(Some),
@@ -56,6 +60,25 @@ async fn main() -> ExitCode {
             // A reader that goes away has read enough.
             let _read = writeln!(std::io::stdout(), "{}\n{}", report.text, report.json);
             if report.passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(error) => {
+            eprintln!("inconclusive: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Speaks for runs that are over: as each of them did when it ended.
+fn pages(options: &report::Options) -> ExitCode {
+    match report::run(options) {
+        Ok(report::Reported { text, outcome }) => {
+            // A reader that goes away has read enough.
+            let _read = writeln!(std::io::stdout(), "{text}");
+            match outcome {
+                Outcome::Passed => ExitCode::SUCCESS,
+                Outcome::Failed => ExitCode::FAILURE,
+                Outcome::Inconclusive => ExitCode::from(2),
+            }
         }
         Err(error) => {
             eprintln!("inconclusive: {error:#}");

@@ -9,6 +9,7 @@ pub mod durability;
 pub mod failover;
 pub mod footprint;
 pub mod list;
+pub mod report;
 pub mod run;
 pub mod turns;
 
