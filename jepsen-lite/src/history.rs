@@ -199,15 +199,40 @@ pub fn save(path: &Path, events: &[Event]) -> Result<()> {
 /// # Errors
 /// When a line is not an event; it names the line.
 pub fn load(path: &Path) -> Result<Vec<Event>> {
+    let Loaded { events, cut } = load_cut(path)?;
+    match cut {
+        None => Ok(events),
+        Some(line) => anyhow::bail!("line {line} of {} was begun and not finished", path.display()),
+    }
+}
+
+/// A history of which the end may be missing.
+#[derive(Debug)]
+pub struct Loaded {
+    pub events: Vec<Event>,
+    /// The number of the last line, if it was begun and not finished; it is not among the events.
+    pub cut: Option<usize>,
+}
+
+/// Reads what a run left that may have been killed while it wrote. Only a last line that has no end is forgiven.
+///
+/// # Errors
+/// When any other line is not an event; it names the line.
+pub fn load_cut(path: &Path) -> Result<Loaded> {
     let file = std::fs::File::open(path).with_context(|| format!("open {}", path.display()))?;
-    BufReader::new(file)
-        .lines()
-        .enumerate()
-        .map(|(at, line)| {
-            let line = line.context("read the history")?;
-            serde_json::from_str(&line).with_context(|| format!("line {} of {}", at + 1, path.display()))
-        })
-        .collect()
+    let (mut file, mut events, mut line) = (BufReader::new(file), Vec::new(), Vec::new());
+    for number in 1.. {
+        line.clear();
+        if file.read_until(b'\n', &mut line).with_context(|| format!("read {}", path.display()))? == 0 {
+            break;
+        }
+        match serde_json::from_slice(&line) {
+            Ok(event) => events.push(event),
+            Err(_) if line.last() != Some(&b'\n') => return Ok(Loaded { events, cut: Some(number) }),
+            Err(error) => return Err(error).with_context(|| format!("line {number} of {}", path.display())),
+        }
+    }
+    Ok(Loaded { events, cut: None })
 }
 
 #[cfg(test)]
@@ -240,10 +265,30 @@ mod tests {
         assert!(text.lines().next().unwrap().contains(r#""type":"invoke","op":0,"process":3,"f":"append""#), "{text}");
     }
 
+    const LINE: &str = "{\"at_us\":1,\"type\":\"leader\",\"instance\":null,\"term\":1}";
+
+    fn written(bytes: &[u8]) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
+        file
+    }
+
     #[test]
     fn a_damaged_line_is_named() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), "{\"at_us\":1,\"type\":\"leader\",\"instance\":null,\"term\":1}\n{").unwrap();
+        let file = written(format!("{LINE}\n{{").as_bytes());
         assert!(load(file.path()).unwrap_err().to_string().contains("line 2"));
+        let file = written(format!("{LINE}\nx\n{LINE}\n").as_bytes());
+        assert!(load_cut(file.path()).unwrap_err().to_string().contains("line 2"));
+    }
+
+    #[test]
+    fn a_last_line_that_was_not_finished_is_forgiven_to_who_asks_for_that() {
+        let mut bytes = format!("{LINE}\n{{\"at_us\":2,\"type\":\"fail\",\"message\":\"\u{fc}").into_bytes();
+        bytes.pop();
+        let Loaded { events, cut } = load_cut(written(&bytes).path()).unwrap();
+        assert_eq!((events.len(), cut), (1, Some(2)));
+        let Loaded { events, cut } = load_cut(written(LINE.as_bytes()).path()).unwrap();
+        assert_eq!((events.len(), cut), (1, None), "it lacks only the end of its line");
+        assert!(load_cut(written(b"{\"at_us\":1}\n").path()).is_err(), "it was finished, and is not an event");
     }
 }

@@ -7,7 +7,8 @@
 //! Reading order: [`process`] (one child, dead when dropped), [`cluster`] (instances with their ports, directories and
 //! logs), [`network`] (a proxy per peer listener with a switch per directed link, and a balancer), [`client`] (what an
 //! answer means: done, certainly not done, unknown), [`history`] (what was asked, answered, and when), [`workloads`]
-//! (who asks), [`nemesis`] (what is done to them meanwhile), [`checkers`] (what must hold), [`figures`] (latencies), [`bench`] (load against us and against etcd),
+//! (who asks), [`nemesis`] (what is done to them meanwhile), [`checkers`] (what must hold), [`figures`] (latencies),
+//! [`run`] (the plan and the verdict of a run), [`report`] (its page), [`bench`] (load against us and against etcd),
 //! [`fakes`] (model servers, Telegram and Discord for tests), [`commands`] (the program's subcommands).
 
 pub mod bench;
@@ -22,6 +23,7 @@ pub mod names;
 pub mod nemesis;
 pub mod network;
 pub mod process;
+pub mod report;
 pub mod run;
 pub mod sse;
 pub mod workloads;

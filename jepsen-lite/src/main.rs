@@ -4,7 +4,9 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use jepsen_lite::commands::{bench, channels, durability, failover, footprint, list, replay, run, turns};
+use jepsen_lite::commands::{
+    Report, bench, channels, durability, failover, footprint, list, replay, report, run, turns,
+};
 use jepsen_lite::fakes;
 use jepsen_lite::run::verdict::Outcome;
 
@@ -24,6 +26,8 @@ enum Command {
     Replay(replay::Options),
     /// The workloads and faults there are
     List,
+    /// Make the page of a run from its folder, or one page over several runs
+    Report(report::Options),
     /// Append through repeated kill -9 of all instances; nothing acknowledged may be lost, doubled or reordered
     Durability(durability::Options),
     /// Kill the leader (or a follower) again and again; time until the next acknowledged write
@@ -42,24 +46,26 @@ enum Command {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let report = match Arguments::parse().command {
-        Command::Run(options) => run::run(options).await.map(Some),
-        Command::Replay(options) => replay::run(options).await.map(Some),
-        Command::List => list::run().map(Some),
-        Command::Durability(options) => durability::run(options).await.map(Some),
-        Command::Failover(options) => failover::run(options).await.map(Some),
-        Command::Bench(options) => bench::run(options).await.map(Some),
-        Command::Turns(options) => turns::run(options).await.map(Some),
-        Command::Channels(options) => channels::run(options).await.map(Some),
-        Command::Footprint(options) => footprint::run(options).await.map(Some),
-        Command::Fake(options) => fakes::cli::run(options).await.map(|()| None),
+    let said = match Arguments::parse().command {
+        Command::Run(options) => run::run(options).await.map(said),
+        Command::Replay(options) => replay::run(options).await.map(said),
+        Command::List => list::run().map(said),
+        Command::Report(options) => report::run(&options).map(|report| (report.text, report.outcome)),
+        Command::Durability(options) => durability::run(options).await.map(said),
+        Command::Failover(options) => failover::run(options).await.map(said),
+        Command::Bench(options) => bench::run(options).await.map(said),
+        Command::Turns(options) => turns::run(options).await.map(said),
+        Command::Channels(options) => channels::run(options).await.map(said),
+        Command::Footprint(options) => footprint::run(options).await.map(said),
+        Command::Fake(options) => fakes::cli::run(options).await.map(|()| (String::new(), Outcome::Passed)),
     };
-    match report {
-        Ok(None) => ExitCode::SUCCESS,
-        Ok(Some(report)) => {
-            // A reader that goes away has read enough.
-            let _read = writeln!(std::io::stdout(), "{}\n{}", report.text, report.json);
-            match report.outcome {
+    match said {
+        Ok((text, outcome)) => {
+            if !text.is_empty() {
+                // A reader that goes away has read enough.
+                let _read = writeln!(std::io::stdout(), "{text}");
+            }
+            match outcome {
                 Outcome::Passed => ExitCode::SUCCESS,
                 Outcome::Failed => ExitCode::FAILURE,
                 Outcome::Inconclusive => ExitCode::from(2),
@@ -70,6 +76,11 @@ async fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// A table for people, and one line for programs.
+fn said(report: Report) -> (String, Outcome) {
+    (format!("{}\n{}", report.text, report.json), report.outcome)
 }
 
 #[cfg(test)]

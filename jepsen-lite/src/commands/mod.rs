@@ -10,6 +10,7 @@ pub mod failover;
 pub mod footprint;
 pub mod list;
 pub mod replay;
+pub mod report;
 pub mod run;
 pub mod turns;
 

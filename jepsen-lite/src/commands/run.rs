@@ -3,15 +3,16 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
+use super::report::PAGE;
 use super::{Common, Report, SHOWN, rerun};
 use crate::figures::Summary;
 use crate::nemesis::Kind;
 use crate::nemesis::schedule::Schedule;
 use crate::run::plan::Plan;
 use crate::run::verdict::{Outcome, Verdict};
-use crate::run::{self, Place};
+use crate::run::{self, Done, Place};
 use crate::workloads::Workload;
 
 #[derive(Debug, Clone, clap::Args)]
@@ -87,16 +88,23 @@ impl Options {
 pub async fn run(options: Options) -> Result<Report> {
     let openclaw = options.common.openclaw()?;
     let place = Place { openclaw: openclaw.clone(), directory: options.common.directory()? };
-    let verdict = run::execute(&options.plan(), &place, options.rerun(&openclaw)).await?;
-    report(&verdict)
+    report(&run::execute(&options.plan(), &place, options.rerun(&openclaw)).await?)
 }
 
-/// A verdict for people and for programs.
+/// What a run found, for people and for programs, and its page beside its files, where those stay.
 ///
 /// # Errors
-/// When it cannot be encoded.
-pub(super) fn report(verdict: &Verdict) -> Result<Report> {
-    Report::of(describe(verdict), verdict, verdict.outcome)
+/// When it cannot be encoded, or the page not be written.
+pub(super) fn report(done: &Done) -> Result<Report> {
+    let Done { verdict, history, directory } = done;
+    let mut text = describe(verdict);
+    if let Some(directory) = directory {
+        let page = directory.join(PAGE);
+        std::fs::write(&page, crate::report::page(verdict, history))
+            .with_context(|| format!("write {}", page.display()))?;
+        text = format!("page: {}\n{text}", page.display());
+    }
+    Report::of(text, verdict, verdict.outcome)
 }
 
 fn describe(verdict: &Verdict) -> String {

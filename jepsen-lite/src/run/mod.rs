@@ -18,7 +18,7 @@ use crate::checkers::convergence::{self, Held};
 use crate::checkers::{Check, leases};
 use crate::client::{Client, Protocol, Reply};
 use crate::cluster::{self, Cluster, Names};
-use crate::history::{self, Event, Phase, What};
+use crate::history::{self, Event, Phase};
 use crate::nemesis::inject::{self, Injected};
 use crate::nemesis::schedule::Step;
 use crate::workloads::Shared;
@@ -26,7 +26,7 @@ use crate::workloads::probe::Broken;
 
 use plan::Plan;
 use stage::Stage;
-use verdict::{Counts, Fault, Outcome, Verdict};
+use verdict::{Counts, Fault, Outcome, Verdict, count};
 use watch::Watch;
 
 /// How long instances may take to be ready after a start, on a machine that is busy with something else.
@@ -49,11 +49,20 @@ pub struct Place {
     pub directory: Option<PathBuf>,
 }
 
+/// What a run leaves.
+#[derive(Debug)]
+pub struct Done {
+    pub verdict: Verdict,
+    pub history: Vec<Event>,
+    /// Its folder, where that stays.
+    pub directory: Option<PathBuf>,
+}
+
 /// Does what `plan` says. Progress goes to standard error.
 ///
 /// # Errors
 /// When the harness itself fails: instances that do not start, a fault that cannot be undone.
-pub async fn execute(plan: &Plan, place: &Place, rerun: String) -> Result<Verdict> {
+pub async fn execute(plan: &Plan, place: &Place, rerun: String) -> Result<Done> {
     let (names, shared, broken) = (Names::default(), Shared::default(), Broken::default());
     let stage = Stage::set(&plan.workloads, &names).await?;
     let mut cluster = start(plan, place, &stage, &names).await?;
@@ -100,7 +109,8 @@ pub async fn execute(plan: &Plan, place: &Place, rerun: String) -> Result<Verdic
     }
     history::save(&directory.join("history.jsonl"), &events)?;
     write(&directory.join("verdict.json"), &verdict)?;
-    Ok(verdict)
+    let stays = place.directory.is_some() || outcome != Outcome::Passed;
+    Ok(Done { verdict, history: events, directory: stays.then_some(directory) })
 }
 
 async fn start(plan: &Plan, place: &Place, stage: &Stage, names: &Names) -> Result<Cluster> {
@@ -119,30 +129,6 @@ async fn start(plan: &Plan, place: &Place, stage: &Stage, names: &Names) -> Resu
 fn write(path: &Path, value: &impl serde::Serialize) -> Result<()> {
     let bytes = serde_json::to_vec_pretty(value).with_context(|| format!("encode {}", path.display()))?;
     std::fs::write(path, bytes).with_context(|| format!("write {}", path.display()))
-}
-
-/// How operations ended, by kind. What has no end in the history is like what nobody knows.
-fn count(events: &[Event]) -> BTreeMap<String, Counts> {
-    let mut open: BTreeMap<u64, &'static str> = BTreeMap::new();
-    let mut counts: BTreeMap<String, Counts> = BTreeMap::new();
-    for event in events {
-        match &event.what {
-            What::Invoke { op, call, .. } => {
-                open.insert(*op, call.name());
-            }
-            What::Ok { op, .. } => {
-                open.remove(op).into_iter().for_each(|name| counts.entry(name.to_owned()).or_default().ok += 1);
-            }
-            What::Fail { op, .. } => {
-                open.remove(op).into_iter().for_each(|name| counts.entry(name.to_owned()).or_default().fail += 1);
-            }
-            What::Info { .. } | What::Fault { .. } | What::Leader { .. } | What::Owner { .. } => {}
-        }
-    }
-    for name in open.into_values() {
-        counts.entry(name.to_owned()).or_default().info += 1;
-    }
-    counts
 }
 
 /// What a run lacks to prove something: faults that never happened, workloads that hardly got anywhere.

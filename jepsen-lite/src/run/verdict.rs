@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::plan::Plan;
 use crate::checkers::Check;
+use crate::history::{Event, What};
 
 /// Of a whole run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -16,7 +17,7 @@ pub struct Verdict {
     /// How long the clients were at work.
     pub seconds: f64,
     pub faults: Vec<Fault>,
-    /// By workload.
+    /// By kind, as the history names them.
     pub operations: BTreeMap<String, Counts>,
     pub checks: Vec<Check>,
     /// What was wrong beside the checks: a fault that never happened, too few operations, a cluster that did not come back.
@@ -62,4 +63,28 @@ pub struct Fault {
     pub write_after_ms: Option<f64>,
     /// From the healing to the same; absent: none came in time.
     pub recovery_ms: Option<f64>,
+}
+
+/// How operations ended, by kind. What has no end in the history is like what nobody knows.
+pub fn count(events: &[Event]) -> BTreeMap<String, Counts> {
+    let mut open: BTreeMap<u64, &'static str> = BTreeMap::new();
+    let mut counts: BTreeMap<String, Counts> = BTreeMap::new();
+    for event in events {
+        match &event.what {
+            What::Invoke { op, call, .. } => {
+                open.insert(*op, call.name());
+            }
+            What::Ok { op, .. } => {
+                open.remove(op).into_iter().for_each(|name| counts.entry(name.to_owned()).or_default().ok += 1);
+            }
+            What::Fail { op, .. } => {
+                open.remove(op).into_iter().for_each(|name| counts.entry(name.to_owned()).or_default().fail += 1);
+            }
+            What::Info { .. } | What::Fault { .. } | What::Leader { .. } | What::Owner { .. } => {}
+        }
+    }
+    for name in open.into_values() {
+        counts.entry(name.to_owned()).or_default().info += 1;
+    }
+    counts
 }
