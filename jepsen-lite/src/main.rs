@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use jepsen_lite::commands::{
-    Report, bench, channels, durability, failover, footprint, list, replay, report, run, turns,
+    Report, bench, channels, durability, failover, footprint, list, replay, report, run, suite, turns,
 };
 use jepsen_lite::fakes;
 use jepsen_lite::run::verdict::Outcome;
@@ -24,6 +24,8 @@ enum Command {
     Run(run::Options),
     /// Do again what an earlier run did
     Replay(replay::Options),
+    /// Several runs, one after the other, and one page over all
+    Suite(suite::Options),
     /// The workloads and faults there are
     List,
     /// Make the page of a run from its folder, or one page over several runs
@@ -50,7 +52,9 @@ async fn main() -> ExitCode {
         Command::Run(options) => run::run(options).await.map(said),
         Command::Replay(options) => replay::run(options).await.map(said),
         Command::List => list::run().map(said),
-        Command::Report(options) => report::run(&options).map(|report| (report.text, report.outcome)),
+        Command::Suite(options) => suite::run(options).await.map(said),
+        Command::Report(options) => report::run(&options)
+            .map(|report| (if options.json { report.json.to_string() } else { report.text }, report.outcome)),
         Command::Durability(options) => durability::run(options).await.map(said),
         Command::Failover(options) => failover::run(options).await.map(said),
         Command::Bench(options) => bench::run(options).await.map(said),

@@ -12,6 +12,7 @@ pub mod list;
 pub mod replay;
 pub mod report;
 pub mod run;
+pub mod suite;
 pub mod turns;
 
 use std::path::{Path, PathBuf};

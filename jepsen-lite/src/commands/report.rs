@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::Report;
 use crate::figures::Summary;
 use crate::history::{self, Loaded};
 use crate::report::availability::{self, Availability, availability};
@@ -26,18 +27,10 @@ pub struct Options {
     directories: Vec<PathBuf>,
     /// Print availability and counts as JSON instead of a table
     #[arg(long)]
-    json: bool,
+    pub json: bool,
     /// Where the page over several runs goes; default: into the folder of folders, if one was named alone
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-}
-
-/// What was found in the folders, for people and for programs.
-#[derive(Debug)]
-pub struct Reported {
-    /// The table or the JSON, as it was asked for.
-    pub text: String,
-    pub outcome: Outcome,
 }
 
 #[derive(Debug, Serialize)]
@@ -73,7 +66,7 @@ struct Listed<'a> {
 /// # Errors
 /// When a folder is no run and has none, when a file of a run that was named is missing or damaged, or when a page cannot
 /// be written. Of the runs in a folder of runs those that cannot be read are told on its page, which is then no pass.
-pub fn run(options: &Options) -> Result<Reported> {
+pub fn run(options: &Options) -> Result<Report> {
     let (mut runs, mut unreadable) = (Vec::new(), Vec::new());
     let mut collections = Vec::new();
     for directory in &options.directories {
@@ -103,9 +96,15 @@ pub fn run(options: &Options) -> Result<Reported> {
     let outcome = worst(runs.iter().map(|(_, verdict)| verdict.outcome).chain(missing));
     let rows = availability(runs.iter().flat_map(|(_, verdict)| &verdict.faults));
     let figures = figures(&runs, &rows, &unreadable, outcome, page.as_deref());
-    let text =
-        if options.json { serde_json::to_string(&figures).context("encode the report")? } else { table(&figures)? };
-    Ok(Reported { text, outcome })
+    Report::of(table(&figures)?, &figures, outcome)
+}
+
+/// The same for a folder of runs.
+///
+/// # Errors
+/// As [`run`].
+pub(super) fn over(directory: &Path) -> Result<Report> {
+    run(&Options { directories: vec![directory.to_owned()], json: false, out: None })
 }
 
 fn is_run(directory: &Path) -> bool {
@@ -322,7 +321,7 @@ mod tests {
         std::fs::write(directory.join(HISTORY), format!("{LEADER}\n")).unwrap();
     }
 
-    fn report(directories: &[&Path], json: bool, out: Option<PathBuf>) -> Result<Reported> {
+    fn report(directories: &[&Path], json: bool, out: Option<PathBuf>) -> Result<Report> {
         run(&Options { directories: directories.iter().map(|path| (*path).to_owned()).collect(), json, out })
     }
 
@@ -377,7 +376,7 @@ mod tests {
         std::fs::create_dir(directory.path().join("something-else")).unwrap();
         let reported = report(&[directory.path()], true, None).unwrap();
         assert_eq!(reported.outcome, Outcome::Failed);
-        let json: serde_json::Value = serde_json::from_str(&reported.text).unwrap();
+        let json = reported.json;
         assert_eq!(json["runs"], json!({"failed": 1, "passed": 1}));
         assert_eq!(json["operations"], json!({"ok": 10, "fail": 2, "info": 4}));
         assert_eq!(json["availability"][0]["writeAfter"]["count"], 2);
