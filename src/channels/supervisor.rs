@@ -3,7 +3,8 @@
 //! What this instance owns is in the replicated state: a lease that names it and its present epoch. How long that counts is
 //! in [`Validity`]. An account starts once both agree, on this instance's own copy of the state, and stops as soon as
 //! either ends. Where the account shall go elsewhere - a move, a drain - it stops first and lets go afterwards, so that the
-//! next owner begins when nothing is under way any more.
+//! next owner begins when nothing is under way any more. What was let go under a token never runs under it again, whatever
+//! this copy of the state says: the next owner may have begun, and this instance not have applied it yet.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -74,11 +75,12 @@ impl Supervisor {
         let mut events = self.context.store.events();
         let mut stretches = self.validity.stretches();
         let mut running: BTreeMap<ChannelAccount, Running> = BTreeMap::new();
+        let mut given_up: BTreeMap<ChannelAccount, u64> = BTreeMap::new();
         let mut ticks = interval(LOOK_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while !shutdown.is_cancelled() {
             let stretch = stretches.borrow_and_update().clone();
-            self.settle(stretch.as_ref(), &mut running).await;
+            self.settle(stretch.as_ref(), &mut running, &mut given_up).await;
             loop {
                 tokio::select! {
                     () = shutdown.cancelled() => break,
@@ -101,8 +103,14 @@ impl Supervisor {
         }
     }
 
-    /// Starts and stops accounts, so that those run which should.
-    async fn settle(&self, stretch: Option<&Stretch>, running: &mut BTreeMap<ChannelAccount, Running>) {
+    /// Starts and stops accounts, so that those run which should. `given_up`: up to which token each was let go, or may
+    /// have been.
+    async fn settle(
+        &self,
+        stretch: Option<&Stretch>,
+        running: &mut BTreeMap<ChannelAccount, Running>,
+        given_up: &mut BTreeMap<ChannelAccount, u64>,
+    ) {
         let (Ok(leases), Ok(instances)) = (self.context.store.leases(), self.context.store.instances()) else {
             return;
         };
@@ -122,6 +130,7 @@ impl Supervisor {
                 continue;
             }
             if let Some(one) = running.remove(account) {
+                given_up.insert(account.clone(), one.fencing_token);
                 if owned.is_some() && keep.is_none() {
                     self.finish(account, &one).await;
                 }
@@ -130,11 +139,16 @@ impl Supervisor {
                     // Let go above; the state tells next what became of it.
                     continue;
                 }
-            } else if let (Some((lease, _)), None) = (owned, keep) {
+            } else if let Some((lease, _)) = owned
+                && (keep.is_none() || given_up.get(account).is_some_and(|token| lease.fencing_token <= *token))
+            {
+                given_up.insert(account.clone(), lease.fencing_token);
                 self.release(account, lease.fencing_token).await;
                 continue;
             }
-            if let Some((lease, stretch)) = keep {
+            if let Some((lease, stretch)) = keep
+                && given_up.get(account).is_none_or(|token| lease.fencing_token > *token)
+            {
                 running.insert(account.clone(), self.start(configured, lease, stretch));
             }
         }

@@ -43,6 +43,8 @@ struct State {
     faults: Vec<Fault>,
     /// As an instance is that is cut off: reads that need a quorum have none.
     alone: bool,
+    /// As an instance is that lags: what its own copy of the leases still says.
+    lagging: Option<MemoryTables>,
 }
 
 /// A commit that goes wrong, for tests.
@@ -78,6 +80,17 @@ impl MemoryStore {
     /// Takes the quorum from reads that need one, or gives it back.
     pub fn set_alone(&self, alone: bool) {
         self.inner.state.lock().alone = alone;
+    }
+
+    /// From now on leases are read as they are now, or as they are once more.
+    pub fn set_lagging(&self, lagging: bool) {
+        let mut state = self.inner.state.lock();
+        state.lagging = lagging.then(|| state.tables.clone());
+    }
+
+    /// How many commands were applied.
+    pub fn index(&self) -> u64 {
+        self.inner.state.lock().index
     }
 
     /// Applies a command at once: for what only clusters propose.
@@ -227,7 +240,9 @@ impl MemoryStore {
 
 impl ChannelStore for MemoryStore {
     fn leases(&self) -> Result<Vec<Lease>, ReadError> {
-        self.now(read::leases)
+        let state = self.inner.state.lock();
+        let tables = state.lagging.as_ref().unwrap_or(&state.tables);
+        read::leases(tables).map_err(|error| ReadError::Storage(error.to_string()))
     }
 
     fn instances(&self) -> Result<Vec<Instance>, ReadError> {

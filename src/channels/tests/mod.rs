@@ -733,6 +733,34 @@ async fn an_owner_that_cannot_renew_stops_though_nobody_tells_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_let_go_does_not_run_again_because_this_instance_lags() {
+    let (store, platform) = (MemoryStore::new(&[]), Platform::new());
+    let one = Node::start(&store, "node-1", &platform);
+    platform.until("the owner", |state| state.receivers == 1).await;
+    register(&store, "node-2");
+    // It was stopped for a while: it lets go, renews, and has not yet applied that another was granted the account.
+    store.set_lagging(true);
+    let before = store.index();
+    one.validity.lost();
+    let began = std::time::Instant::now();
+    let until = async |what: &str, met: &dyn Fn() -> bool| {
+        while !met() {
+            assert!(began.elapsed() < PATIENCE, "{what}");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    until("it is let go", &|| store.index() > before).await;
+    let applied = store.index();
+    one.validity.confirmed(one.epoch, validity::now());
+    until("it looks again", &|| store.index() > applied || platform.state.lock().tokens.len() > 1).await;
+    assert_eq!(platform.state.lock().tokens.len(), 1, "two owners at once");
+    store.set_lagging(false);
+    one.stop.cancel();
+    timeout(PATIENCE, one.task).await.unwrap().unwrap();
+    assert_eq!(platform.state.lock().tokens.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_expired_owner_is_replaced_and_does_not_come_back_under_its_old_token() {
     let (store, platform) = (MemoryStore::new(&[]), Platform::new());
     let one = Node::start(&store, "node-1", &platform);
