@@ -545,6 +545,7 @@ impl Follower {
     /// Only for [`Bug::EarlyDone`]: what the reply will be, if nothing comes between.
     fn done_uncommitted(&mut self, attempt: u32) {
         if let Piece::Delta { text, .. } = self.watch.read(attempt, 0) {
+            (self.attempt, self.n) = (attempt, WHOLE);
             self.push(StreamEvent::Done {
                 entry_id: format!("{:08x}", self.row.user_seq + 1),
                 text,
