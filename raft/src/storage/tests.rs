@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use super::{Engine, LogStore, OpenError, StateStore};
 #[cfg(feature = "planted-bugs")]
-use crate::planted::{Bug, alone};
+use crate::planted::{Bug, tests::alone};
 use crate::types::{EncodedCommand, Entry, LogId, TypeConfig, Vote};
 
 struct Builder;

@@ -133,7 +133,7 @@ fn sessions_and_entries_are_read_in_pages() {
 #[cfg(feature = "planted-bugs")]
 #[test]
 fn planted_an_append_behind_an_unseen_entry_is_taken() {
-    crate::planted::alone(crate::planted::Bug::IgnoredCondition, || {
+    crate::planted::tests::alone(crate::planted::Bug::IgnoredCondition, || {
         let mut machine = Machine::default();
         let command = AppendEntry { expected_head: Some(7), ..append_command("a", "text") };
         assert_eq!(machine.apply(Kind::AppendEntry(command)), appended(1));
