@@ -57,10 +57,13 @@ fn others(clients: &[Client], index: usize) -> Vec<Client> {
     clients.iter().enumerate().filter(|(other, _)| *other != index).map(|(_, client)| client.clone()).collect()
 }
 
+/// Entries after which a snapshot is made: more than the log is cut by at once, so that already the first one cuts it.
+const SNAPSHOT_EVERY: u64 = 1500;
+
 /// The built binary, with proxies between three instances, and with snapshots that come soon and keep little log.
 fn options(bug: Option<Bug>) -> Options {
     let options = Options::new(binary(), 3).proxied().settings(|settings| {
-        settings.cluster.raft.snapshot_every = 300;
+        settings.cluster.raft.snapshot_every = SNAPSHOT_EVERY;
         settings.cluster.raft.log_keep = 50;
     });
     match bug {
@@ -173,7 +176,7 @@ async fn absent_until_a_snapshot(cluster: &mut Cluster, seed: u64) -> Result<Vec
     cluster.instance(absent).process.kill()?;
     let load = start_load(cluster, seed, 16, 20)?;
     let progress = load.progress().clone();
-    progress.reached(2000, SOON).await?;
+    progress.reached(2 * SNAPSHOT_EVERY, SOON).await?;
     cluster.start_one(absent)?;
     cluster.instance(absent).wait_ready(SOON).await?;
     progress.reached(progress.acknowledged() + 200, SOON).await?;
