@@ -4,6 +4,7 @@
 //! instances are dead when the cluster is dropped, also by a panic; their directories stay when something went wrong.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -73,6 +74,8 @@ pub struct Options {
     /// Where directories and logs go; absent: a temporary directory, which is removed when all went well.
     pub directory: Option<PathBuf>,
     pub names: Names,
+    /// Variables that every instance is started with, beside those that it always has.
+    pub environment: Vec<(OsString, OsString)>,
 }
 
 impl Options {
@@ -86,6 +89,7 @@ impl Options {
             proxied: false,
             directory: None,
             names: Names::default(),
+            environment: Vec::new(),
         }
     }
 
@@ -108,6 +112,12 @@ impl Options {
 
     pub fn directory(mut self, directory: Option<PathBuf>) -> Self {
         self.directory = directory;
+        self
+    }
+
+    /// Starts every instance with this variable.
+    pub fn environment(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.environment.push((name.into(), value.into()));
         self
     }
 
@@ -248,12 +258,10 @@ impl Cluster {
             std::fs::write(&file, serde_json::to_vec_pretty(&settings).context("encode the settings")?)
                 .with_context(|| format!("write {}", file.display()))?;
             let arguments = vec!["gateway".into(), "--config".into(), file.into()];
-            let process = Process::new(Program {
-                executable: openclaw.clone(),
-                arguments,
-                environment: vec![("HOME".into(), home.clone().into()), ("RUST_BACKTRACE".into(), "1".into())],
-                log: home.join("log"),
-            });
+            let mut environment = vec![("HOME".into(), home.clone().into()), ("RUST_BACKTRACE".into(), "1".into())];
+            environment.extend(options.environment.iter().cloned());
+            let process =
+                Process::new(Program { executable: openclaw.clone(), arguments, environment, log: home.join("log") });
             instances.push(Instance { id, http, peer, data, process, client: Client::new(http, Protocol::Http1, ASK) });
         }
         Ok(Self { instances, network, names: options.names, directory, keep: false })
@@ -550,6 +558,16 @@ mod tests {
             assert_eq!(settings.cluster.instance_id.as_ref(), Some(&instance.id));
             assert!(instance.data.is_dir() && settings.storage.data_dir == instance.data);
         }
+    }
+
+    #[tokio::test]
+    async fn every_instance_has_the_variables_that_were_asked_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let openclaw = stand_in(directory.path(), "echo \"ends: $FAULT\"; exit 1");
+        let options =
+            Options::new(openclaw, 1).environment("FAULT", "none").directory(Some(directory.path().join("run")));
+        let error = Cluster::start(options, Duration::from_secs(10)).await.unwrap_err().to_string();
+        assert!(error.contains("ends: none"), "{error}");
     }
 
     #[tokio::test]

@@ -14,7 +14,10 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::clock;
+use crate::command;
 use crate::network::{Contact, Peers, is_removal, never_sent};
+use crate::planted::{Bug, planted};
+use crate::state_machine::{self, LogPosition, Overlay};
 use crate::status::Status;
 use crate::storage::{SnapshotStore, StateReader, StateStore};
 use crate::types::{EncodedCommand, LogId, NodeId, TypeConfig, Vote};
@@ -36,6 +39,8 @@ const QUESTIONS_AFTER: [Duration; 6] = [
 const TURN: Duration = Duration::from_millis(25);
 /// Campaigns of one instance, after which the election timeout decides.
 const CAMPAIGNS: usize = 3;
+/// For [`Bug::AckBeforeCommit`]: how long a commit may take.
+const HASTE: Duration = Duration::from_millis(50);
 
 /// A handle; clones share the group.
 #[derive(Clone)]
@@ -153,7 +158,9 @@ impl Group {
     /// Commits `commands`, in this order, if this instance leads. One result each.
     pub(crate) async fn propose_here(&self, commands: Vec<Bytes>, timeout: Duration) -> Vec<pb::ProposeResult> {
         let count = commands.len();
-        let deadline = tokio::time::Instant::now() + timeout;
+        let deadline =
+            tokio::time::Instant::now() + if planted(Bug::AckBeforeCommit) { timeout.min(HASTE) } else { timeout };
+        let foreseen = planted(Bug::AckBeforeCommit).then(|| self.foresee(&commands));
         let now_ms = clock::now_ms();
         let stamped = commands.into_iter().map(|command| EncodedCommand(stamp(&command, now_ms)));
         let mut results = Vec::with_capacity(count);
@@ -173,8 +180,27 @@ impl Group {
             }
             Err(fatal) => reason = fatal.to_string(),
         }
+        if let Some(foreseen) = foreseen {
+            results.extend(foreseen.into_iter().skip(results.len()));
+        }
         // The rest is in the log, or may be.
         results.resize_with(count, || failure(true, reason.clone(), None));
+        results
+    }
+
+    /// Only for [`Bug::AckBeforeCommit`]: what `commands` come to if they are applied next.
+    fn foresee(&self, commands: &[Bytes]) -> Vec<pb::ProposeResult> {
+        let (applied, tables) = self.0.state.tables();
+        let mut overlay = Overlay::new(&tables);
+        let mut results = Vec::new();
+        for (index, bytes) in (applied + 1..).zip(commands) {
+            let at = LogPosition { index, term: self.metrics().current_term };
+            let Ok(command) = command::decode(&stamp(bytes, clock::now_ms())) else { break };
+            let Ok(decision) = state_machine::decide(&overlay, at, &command) else { break };
+            overlay.apply(decision.writes);
+            let committed = pb::Committed { log_index: index, outcome: Some(decision.outcome) };
+            results.push(pb::ProposeResult { result: Some(pb::propose_result::Result::Committed(committed)) });
+        }
         results
     }
 

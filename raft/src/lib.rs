@@ -6,7 +6,7 @@
 //! command to the next state.
 //!
 //! Reading order: [`command`], [`state_machine`], then `node`, `group`, `propose`, `read`, `membership`, `formation`,
-//! then `storage` and [`network`].
+//! then `storage` and [`network`]. What [`planted`] guards is not part of it.
 
 pub mod certs;
 mod clock;
@@ -16,6 +16,7 @@ mod group;
 mod membership;
 pub mod network;
 mod node;
+pub mod planted;
 mod propose;
 mod read;
 mod snapshots;

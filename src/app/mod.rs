@@ -97,6 +97,7 @@ struct App {
 
 impl App {
     async fn build(config: Config) -> Result<Self, Stopped> {
+        openclaw_raft::planted::announce().map_err(|error| Stopped::Config(error.to_string()))?;
         match config.storage.backend {
             Backend::Raft => {}
             Backend::Redis | Backend::Fs => {

@@ -14,6 +14,7 @@ use openclaw_config::channels::UnknownPolicy;
 use openclaw_proto::ids::{ChannelAccount, SeqNum, SessionKey};
 use openclaw_proto::state::update_intent::Step;
 use openclaw_proto::state::{Intent, IntentState};
+use openclaw_raft::planted::{Bug, planted};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, info, warn};
@@ -172,7 +173,7 @@ impl Delivery {
 impl Shared {
     /// Whether an intent whose last call had no answer is for an operator to decide about. An edit may be repeated.
     fn holds(&self, intent: &Intent) -> bool {
-        self.outlet.settings.unknown == UnknownPolicy::Hold && !replaces_preview(intent)
+        self.outlet.settings.unknown == UnknownPolicy::Hold && !replaces_preview(intent) && !planted(Bug::RepeatedSend)
     }
 
     async fn deliver_chat(&self, intents: Vec<Intent>) -> Stop {

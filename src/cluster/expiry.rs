@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use openclaw_proto::state::{ExpireInstance, ForgetInstance, Instance, command};
 use openclaw_raft::Node;
+use openclaw_raft::planted::{Bug, planted};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
@@ -27,7 +28,7 @@ pub async fn run(node: Node, options: Options, shutdown: CancellationToken) {
     let step = (options.wait / 20).max(Duration::from_millis(10));
     let mut ticks = interval(step);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut watch = Watch::new(options.wait);
+    let mut watch = Watch::new(if planted(Bug::EarlyLease) { options.wait / 4 } else { options.wait });
     let mut last = Instant::now();
     while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
         let now = Instant::now();

@@ -23,6 +23,7 @@ use futures::stream::{self, BoxStream};
 use openclaw_proto::http::{ErrorCode, StreamEvent, Usage};
 use openclaw_proto::ids::{InstanceId, SeqNum, SessionKey, StreamPosition, TurnId};
 use openclaw_proto::state::{Entry, Turn, TurnState};
+use openclaw_raft::planted::{Bug, planted};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -240,6 +241,7 @@ impl Follow {
     /// The live text of a turn that runs here, for another instance's readers: ends with `Ended` or `NotHere`.
     pub fn serve(&self, turn: TurnId, after_attempt: u32, after_n: u64) -> BoxStream<'static, RelayEvent> {
         let watch = self.inner.hub.watch(&turn);
+        let after_n = if planted(Bug::SkippedDelta) && after_n > 0 { after_n + 1 } else { after_n };
         let state = (self.inner.clone(), watch, turn, Some((after_attempt, after_n)));
         stream::unfold(state, |(follow, watch, turn, position)| async move {
             let (attempt, n) = position?;
@@ -413,6 +415,9 @@ impl Follower {
             Piece::Delta { attempt, n, text } => self.delta(attempt, n, text),
             Piece::Ended { attempt } => {
                 self.drained = Some(attempt);
+                if planted(Bug::EarlyDone) {
+                    return self.done_uncommitted(attempt);
+                }
                 self.wait_for_row(self.follow.options.recheck).await;
             }
             Piece::Waiting | Piece::Absent => {
@@ -493,7 +498,7 @@ impl Follower {
         }
         let said = self.n > 0;
         (self.attempt, self.n) = (attempt, 0);
-        if said {
+        if said && !planted(Bug::SilentRestart) {
             self.push(StreamEvent::Restart { attempt });
         }
     }
@@ -535,6 +540,20 @@ impl Follower {
             usage: usage(self.row.usage.unwrap_or_default()),
             model: self.row.answered_by.clone(),
         });
+        self.over = true;
+    }
+
+    /// Only for [`Bug::EarlyDone`]: what the reply will be, if nothing comes between.
+    fn done_uncommitted(&mut self, attempt: u32) {
+        if let Piece::Delta { text, .. } = self.watch.read(attempt, 0) {
+            (self.attempt, self.n) = (attempt, WHOLE);
+            self.push(StreamEvent::Done {
+                entry_id: format!("{:08x}", self.row.user_seq + 1),
+                text,
+                usage: Usage::default(),
+                model: String::new(),
+            });
+        }
         self.over = true;
     }
 

@@ -18,6 +18,7 @@ use openclaw_config::{Agents, agents::Agent};
 use openclaw_proto::http::ErrorCode;
 use openclaw_proto::ids::{AgentId, InstanceId, SeqNum, SessionKey, TurnId};
 use openclaw_proto::state::{Complete, Entry, Fail, Turn, TurnState, Usage};
+use openclaw_raft::planted::{Bug, planted};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -180,7 +181,9 @@ impl Runner {
         if turn.runner != self.shared.me.as_str() {
             if let Some(running) = self.turns.get(&id).filter(|running| running.token < token) {
                 info!(turn_id = %id, runner = turn.runner, "turn taken over by another instance");
-                running.cancel.cancel();
+                if !planted(Bug::StaleToken) {
+                    running.cancel.cancel();
+                }
             }
             return;
         }

@@ -10,6 +10,7 @@ use openclaw_proto::ids::{ChannelAccount, InstanceId, SeqNum, SessionKey, TurnId
 use openclaw_proto::state::command::Kind as Command;
 use openclaw_proto::state::outcome::Kind as Outcome;
 use openclaw_proto::state::{Cursor, Entry, Instance, Intent, Lease, Pairing, Session, Turn};
+use openclaw_raft::planted::{Bug, planted};
 use openclaw_raft::{Node, ProposeError, TableError, View};
 use tokio::time::{Instant, timeout_at};
 use tokio_stream::wrappers::BroadcastStream;
@@ -61,6 +62,9 @@ impl RaftStore {
 
     /// Ends when no quorum has been known for [`MISSING_QUORUM`] on end, and not otherwise.
     async fn quorum_stays_missing(&self) {
+        if planted(Bug::HangingMinority) {
+            return std::future::pending().await;
+        }
         let mut status = self.node.watch_status();
         loop {
             if status.wait_for(|status| !status.has_quorum).await.is_err() {
@@ -80,6 +84,10 @@ impl RaftStore {
     async fn quorum(&self, timeout: Duration) -> Result<(), CommitError> {
         let waiting = Instant::now();
         let mut status = self.node.watch_status();
+        if planted(Bug::HangingMinority) {
+            // Without a sender the node has stopped, as below.
+            drop(status.wait_for(|status| status.has_quorum).await);
+        }
         let known = timeout_at(waiting + timeout.min(MISSING_QUORUM), status.wait_for(|status| status.has_quorum));
         match known.await {
             // Without a sender the node has stopped, which it says itself.

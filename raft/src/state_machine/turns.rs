@@ -15,6 +15,7 @@ use super::change::{Answer, Change, Halt};
 use super::inbox::{self, Seen};
 use super::instances::{self, Candidates};
 use super::{Event, Table, TableError, Tables, keys, leases, limits, outbox, sessions};
+use crate::planted::{Bug, planted};
 
 /// How long an ended turn can be asked for, by the replicated clock. Longer than the inbox remembers: a repetition of
 /// the message must find its turn.
@@ -55,7 +56,7 @@ pub(super) fn accept<T: Tables + ?Sized>(change: &mut Change<'_, T>, command: &A
         Some(session) => session,
         None => sessions::new(key, change.now_ms),
     };
-    let idle = session.running_turn.is_empty();
+    let idle = session.running_turn.is_empty() || planted(Bug::TwoTurns);
     let depth = u32::try_from(session.queued_turns.len()).unwrap_or(u32::MAX);
     if !idle && depth >= command.max_queued.min(limits::MAX_QUEUED_TURNS) {
         return Ok(outcome::Kind::QueueFull(QueueFull { depth }));
@@ -204,7 +205,7 @@ fn running<T: Tables + ?Sized>(
         TurnState::Done | TurnState::Failed | TurnState::Cancelled => {
             Err(outcome::Kind::TurnEnded(TurnEnded { turn: Some(turn) }))
         }
-        TurnState::Running if current == presented => Ok(turn),
+        TurnState::Running if current == presented || planted(Bug::StaleToken) => Ok(turn),
         TurnState::Running | TurnState::Queued | TurnState::Unspecified => {
             Err(outcome::Kind::Fenced(Fenced { presented, current }))
         }

@@ -20,6 +20,7 @@ use super::keys::{self, Meta};
 use super::log_store::read_meta;
 use super::snapshot_store::{SnapshotFile, SnapshotStore};
 use crate::command;
+use crate::planted::{Bug, planted};
 use crate::state_machine::{self, Decision, Event, LogPosition, Overlay, Row, Table, TableError, Tables, Write};
 use crate::types::{Applied, LogId, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::wire;
@@ -200,6 +201,9 @@ impl StateStore {
             engine,
         };
         store.clear_other_generations(generation)?;
+        if planted(Bug::ForgottenKeys) {
+            store.forget_keys()?;
+        }
         Ok(store)
     }
 
@@ -236,12 +240,26 @@ impl StateStore {
         engine::write(self.engine.db(), batch)
     }
 
+    /// Only for [`Bug::ForgottenKeys`].
+    fn forget_keys(&self) -> io::Result<()> {
+        let tables = self.tables(self.generation.load(Ordering::Acquire));
+        let family = self.engine.family(Table::Inbox.name())?;
+        let mut batch = WriteBatch::default();
+        batch.delete_range_cf(family, &tables.prefix[..], &tables.end[..]);
+        engine::write(self.engine.db(), batch)
+    }
+
     fn meta(&self) -> SnapshotMeta {
         SnapshotMeta { last_log_id: self.last_applied, last_membership: self.membership.clone() }
     }
 
     /// Writes the rows of `overlay` together with what they reflect, then tells readers and subscribers.
-    fn commit(&self, tables: &TableReader, writes: Vec<Write>, events: Vec<Event>) -> io::Result<()> {
+    fn commit(&self, tables: &TableReader, mut writes: Vec<Write>, events: Vec<Event>) -> io::Result<()> {
+        if planted(Bug::DivergingApply)
+            && self.engine.dir().as_os_str().as_encoded_bytes().last().is_some_and(|letter| letter % 2 == 1)
+        {
+            writes.retain(|write| write.table != Table::Inbox);
+        }
         let mut batch = WriteBatch::default();
         tables.put(&mut batch, writes).map_err(io::Error::other)?;
         let meta = self.engine.family(keys::META)?;

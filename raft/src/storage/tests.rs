@@ -10,6 +10,8 @@ use openraft::type_config::TypeConfigExt;
 use tempfile::TempDir;
 
 use super::{Engine, LogStore, OpenError, StateStore};
+#[cfg(feature = "planted-bugs")]
+use crate::planted::{Bug, tests::alone};
 use crate::types::{EncodedCommand, Entry, LogId, TypeConfig, Vote};
 
 struct Builder;
@@ -200,4 +202,50 @@ async fn a_long_range_streams_in_order_past_the_memory_tail() {
     assert_eq!(indexes, (0..3000).collect::<Vec<_>>());
     let limited = log.limited_get_log_entries(0, 3000).await.unwrap();
     assert!(limited.len() > 50 && limited.len() < 200, "{} entries of 8 KiB in 1 MiB", limited.len());
+}
+
+/// For tests that begin in a process of their own.
+#[cfg(feature = "planted-bugs")]
+fn block_on(test: impl Future<Output = ()>) {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test);
+}
+
+#[cfg(feature = "planted-bugs")]
+#[test]
+fn planted_a_log_that_is_not_synced_survives_a_kill_alone() {
+    use std::sync::atomic::Ordering::Relaxed;
+
+    alone(Bug::AckBeforeFsync, || {
+        block_on(async {
+            let dir = tempfile::tempdir().unwrap();
+            let (engine, mut log) = open(dir.path());
+            append(&mut log, 0..50).await;
+            let counters = engine.counters();
+            assert_eq!(counters.syncs.load(Relaxed), 0);
+            assert!(counters.sync_requests.load(Relaxed) > 0);
+            let copy = crash(dir.path());
+            let (_engine, mut log) = open(copy.path());
+            assert_eq!(log.try_get_log_entries(0..100).await.unwrap().len(), 50);
+        });
+    });
+}
+
+#[cfg(feature = "planted-bugs")]
+#[test]
+fn planted_a_log_that_lost_acknowledged_records_is_opened() {
+    alone(Bug::AcceptedTail, || {
+        block_on(async {
+            let dir = tempfile::tempdir().unwrap();
+            let (_engine, mut log) = open(dir.path());
+            for index in 0..50 {
+                append(&mut log, index..index + 1).await;
+            }
+            let copy = crash(dir.path());
+            let path = wal(copy.path());
+            let bytes = std::fs::read(&path).unwrap();
+            std::fs::write(&path, &bytes[..bytes.len() - 1000]).unwrap();
+            let (_engine, mut log) = open(copy.path());
+            assert!((1..50).contains(&log.try_get_log_entries(0..100).await.unwrap().len()));
+        });
+    });
 }

@@ -129,3 +129,13 @@ fn sessions_and_entries_are_read_in_pages() {
     let keys: Vec<_> = first.iter().chain(&rest).map(|session| session.key.as_str()).collect();
     assert_eq!(keys, ["agent:main:0", "agent:main:1", "agent:main:2", "agent:main:3", "agent:main:4", SESSION]);
 }
+
+#[cfg(feature = "planted-bugs")]
+#[test]
+fn planted_an_append_behind_an_unseen_entry_is_taken() {
+    crate::planted::tests::alone(crate::planted::Bug::IgnoredCondition, || {
+        let mut machine = Machine::default();
+        let command = AppendEntry { expected_head: Some(7), ..append_command("a", "text") };
+        assert_eq!(machine.apply(Kind::AppendEntry(command)), appended(1));
+    });
+}
