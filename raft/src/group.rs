@@ -13,7 +13,7 @@ use openraft::{Raft, ReadPolicy};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::clock;
+use crate::clock::Clock;
 use crate::network::{Contact, Peers, is_removal, never_sent};
 use crate::status::Status;
 use crate::storage::{SnapshotStore, StateReader, StateStore};
@@ -46,6 +46,7 @@ pub(crate) struct Inner {
     pub(crate) raft: Raft<TypeConfig, StateStore>,
     pub(crate) peers: Peers,
     pub(crate) contact: Contact,
+    pub(crate) clock: Clock,
     /// Without a word from its leader for longer, this instance has no quorum.
     pub(crate) silence: Duration,
     pub(crate) state: StateReader,
@@ -95,6 +96,10 @@ impl Group {
 
     pub(crate) fn contact(&self) -> &Contact {
         &self.0.contact
+    }
+
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.0.clock
     }
 
     pub(crate) fn state(&self) -> &StateReader {
@@ -154,7 +159,7 @@ impl Group {
     pub(crate) async fn propose_here(&self, commands: Vec<Bytes>, timeout: Duration) -> Vec<pb::ProposeResult> {
         let count = commands.len();
         let deadline = tokio::time::Instant::now() + timeout;
-        let now_ms = clock::now_ms();
+        let now_ms = self.0.clock.stamp();
         let stamped = commands.into_iter().map(|command| EncodedCommand(stamp(&command, now_ms)));
         let mut results = Vec::with_capacity(count);
         let mut reason = format!("no commit within {timeout:?}");

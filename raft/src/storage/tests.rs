@@ -9,7 +9,8 @@ use openraft::testing::log::{StoreBuilder, Suite};
 use openraft::type_config::TypeConfigExt;
 use tempfile::TempDir;
 
-use super::{Engine, LogStore, OpenError, StateStore};
+use super::engine::is_disk_failure;
+use super::{Engine, LogStore, OpenError, StateStore, disk_failed};
 use crate::types::{EncodedCommand, Entry, LogId, TypeConfig, Vote};
 
 struct Builder;
@@ -200,4 +201,25 @@ async fn a_long_range_streams_in_order_past_the_memory_tail() {
     assert_eq!(indexes, (0..3000).collect::<Vec<_>>());
     let limited = log.limited_get_log_entries(0, 3000).await.unwrap();
     assert!(limited.len() > 50 && limited.len() < 200, "{} entries of 8 KiB in 1 MiB", limited.len());
+}
+
+#[test]
+fn a_full_or_broken_disk_is_not_taken_for_damage() {
+    // As RocksDB words them when it opens a database.
+    for text in [
+        "IO error: No space left on device: While appending to file: /d/db/000012.sst",
+        "IO error: Input/output error: While fdatasync: /d/db/MANIFEST-000011",
+        "IO error: Read-only file system: While open a file for appending: /d/db/000012.dbtmp",
+        "IO error: Too many open files: While open a file for random read: /d/db/000009.sst",
+    ] {
+        assert!(is_disk_failure(text), "{text}");
+    }
+    for text in [
+        "IO error: No such file or directory: While open a file for random read: /d/db/000009.sst",
+        "Corruption: block checksum mismatch: No space left on device",
+    ] {
+        assert!(!is_disk_failure(text), "{text}");
+    }
+    assert!(disk_failed(&std::io::Error::from_raw_os_error(28)));
+    assert!(!disk_failed(&std::io::Error::from(std::io::ErrorKind::NotFound)));
 }
