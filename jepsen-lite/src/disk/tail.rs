@@ -66,8 +66,11 @@ pub fn damage_synced(data: &Path, rng: &mut impl Rng) -> Result<String> {
             "cut off"
         }
         1 => {
-            file.write_all_at(&bytes, at).with_context(|| format!("write to {}", path.display()))?;
-            "zeroed"
+            // One bit, as memory or a cable may turn it over.
+            file.read_exact_at(&mut bytes[..1], at).with_context(|| format!("read {}", path.display()))?;
+            bytes[0] ^= 1 << rng.random_range(0..8);
+            file.write_all_at(&bytes[..1], at).with_context(|| format!("write to {}", path.display()))?;
+            "a bit flipped"
         }
         _ => {
             file.read_exact_at(&mut bytes, at).with_context(|| format!("read {}", path.display()))?;

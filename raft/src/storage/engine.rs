@@ -130,6 +130,9 @@ impl Engine {
     /// After a power loss the write-ahead log may end in a torn record. RocksDB drops the tail from there, and the mark
     /// beside the log tells whether anything that was acknowledged stood in it.
     ///
+    /// After a failed sync the log may be in the kernel's memory alone, which another sync would not mend. RocksDB writes
+    /// what it read into tables, and syncs those, before this returns: nothing rests on the old pages.
+    ///
     /// # Errors
     /// [`OpenError`] says what is wrong with the directory and what to do.
     pub(crate) fn open(dir: &Path) -> Result<Arc<Self>, OpenError> {
