@@ -2,7 +2,8 @@
 # Brings a Debian or Ubuntu machine that has Rust to where this repository builds. Quick when all is there.
 #
 #   scripts/setup.sh           the C++ compiler and libclang, and RocksDB (about 15 minutes of two cores, once per machine)
-#   scripts/setup.sh --tests   also what tests use: a browser with its driver, Nginx, Node, Python's openai package
+#   scripts/setup.sh --tests   also what tests use: a browser with its driver, Nginx, Node, Python's openai package, and what
+#                              disks and clocks go wrong with: e2fsprogs, xfsprogs, strace, libfaketime
 #   scripts/setup.sh --bench   also etcd, which `cargo jepsen bench --etcd /usr/bin/etcd` measures beside us
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
@@ -48,6 +49,12 @@ if [ -n "$tests" ]; then
   has node || need nodejs
   # Debian's Python can make no environment without it.
   { has python3 && python3 -c 'import ensurepip' 2> /dev/null; } || need python3-venv
+  { has mkfs.ext4 && has e2fsck; } || need e2fsprogs
+  has xfs_io || need xfsprogs
+  has strace || need strace
+  { has mount && has umount; } || need mount
+  has unshare || need util-linux
+  { exists '/usr/lib*/faketime/libfaketimeMT.so.1' || exists '/usr/lib/*/faketime/libfaketimeMT.so.1'; } || need libfaketime
 fi
 if [ -n "$bench" ]; then has etcd || need etcd-server; fi
 

@@ -309,7 +309,7 @@ async fn wandering_reader(cluster: &mut Cluster, _: u64) -> Result<Vec<String>> 
         reader.read_deltas(deltas, soon()).await?;
         reader.disconnect();
     }
-    Ok(broken(reader.finish(soon()).await))
+    Ok(broken(reader.finish(soon()).await.map_err(anyhow::Error::from)))
 }
 
 /// A runner is cut off until its turn has been given to another, and comes back with the answer before that one has it.
@@ -333,7 +333,7 @@ async fn answer_of_a_lost_runner(cluster: &mut Cluster, _: u64) -> Result<Vec<St
     cluster.network()?.heal();
     let mut found = Vec::new();
     for reader in readers {
-        found.extend(broken(reader.finish(soon()).await));
+        found.extend(broken(reader.finish(soon()).await.map_err(anyhow::Error::from)));
     }
     Ok(found)
 }
@@ -476,7 +476,7 @@ async fn reported<T: clap::Args>(
         let out = directory.path().join("run");
         let arguments = format!("{arguments} --seed {seed} --out {}", out.display());
         let report = run(parse(programs.join(bug.name()), &arguments)).await?;
-        let lines = report.text.lines().filter(|line| !report.passed && line.contains(anomaly));
+        let lines = report.text.lines().filter(|line| !report.passed() && line.contains(anomaly));
         Ok(lines.map(|line| line.trim().to_owned()).collect())
     })
     .await
@@ -578,7 +578,7 @@ async fn a_bug_that_does_not_exist_is_not_planted() -> Result<()> {
 async fn without_a_bug_nothing_is_found() -> Result<()> {
     let faults = "--nemesis kill-leader,isolate-leader,kill-all --time-limit 15 --seed 1";
     let report = commands::run::run(parse(binary(), faults)).await?;
-    ensure!(report.passed, "{}", report.text);
+    ensure!(report.passed(), "{}", report.text);
 
     async fn check(name: &str, provoke: impl AsyncFn(&mut Cluster, u64) -> Result<Vec<String>>) -> Result<()> {
         let mut cluster = Cluster::start(options(None), SOON).await?;

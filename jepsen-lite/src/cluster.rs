@@ -20,6 +20,8 @@ use rand::Rng;
 use tempfile::TempDir;
 
 use crate::client::{Client, Protocol, Reply};
+use crate::clock::{FakeClock, Skew};
+use crate::disk::Disk;
 use crate::network::{Network, process_of};
 use crate::process::{Process, Program};
 
@@ -74,8 +76,12 @@ pub struct Options {
     /// Where directories and logs go; absent: a temporary directory, which is removed when all went well.
     pub directory: Option<PathBuf>,
     pub names: Names,
-    /// Variables that every instance is started with, beside those that it always has.
+    /// Further environment variables of every instance.
     pub environment: Vec<(OsString, OsString)>,
+    /// Gives each instance a disk of so many bytes; for root only.
+    pub disks: Option<u64>,
+    /// Gives each instance a clock that can be wrong.
+    pub clocks: Option<Skew>,
 }
 
 impl Options {
@@ -90,6 +96,8 @@ impl Options {
             directory: None,
             names: Names::default(),
             environment: Vec::new(),
+            disks: None,
+            clocks: None,
         }
     }
 
@@ -115,9 +123,21 @@ impl Options {
         self
     }
 
-    /// Starts every instance with this variable.
+    /// Starts every instance with a further environment variable.
     pub fn environment(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
         self.environment.push((name.into(), value.into()));
+        self
+    }
+
+    /// Gives each instance a [`Disk`].
+    pub fn disks(mut self, bytes: u64) -> Self {
+        self.disks = Some(bytes);
+        self
+    }
+
+    /// Gives each instance a [`FakeClock`].
+    pub fn clocks(mut self, skew: Skew) -> Self {
+        self.clocks = Some(skew);
         self
     }
 
@@ -138,12 +158,22 @@ pub struct Instance {
     pub data: PathBuf,
     pub process: Process,
     client: Client,
+    disk: Option<Disk>,
+    clock: Option<FakeClock>,
 }
 
 impl Instance {
     /// A client for the harness's own questions.
     pub fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// Its clock.
+    ///
+    /// # Errors
+    /// When the cluster was started with the kernel's alone.
+    pub fn clock(&self) -> Result<&FakeClock> {
+        self.clock.as_ref().context("the cluster was started without clocks of its own")
     }
 
     /// Waits until `health/ready` answers 200.
@@ -241,6 +271,11 @@ impl Cluster {
             let home = root.join(id.as_str());
             let data = home.join("data");
             std::fs::create_dir_all(&data).with_context(|| format!("make {}", data.display()))?;
+            let disk = match options.disks {
+                Some(bytes) => Some(Disk::create(&home.join("disk"), &data, bytes).await?),
+                None => None,
+            };
+            let clock = options.clocks.map(|skew| FakeClock::new(&home.join("time"), skew)).transpose()?;
             let mut settings = options.settings.clone();
             settings.gateway.port = http.port();
             settings.storage.data_dir.clone_from(&data);
@@ -259,10 +294,12 @@ impl Cluster {
                 .with_context(|| format!("write {}", file.display()))?;
             let arguments = vec!["gateway".into(), "--config".into(), file.into()];
             let mut environment = vec![("HOME".into(), home.clone().into()), ("RUST_BACKTRACE".into(), "1".into())];
-            environment.extend(options.environment.iter().cloned());
-            let process =
-                Process::new(Program { executable: openclaw.clone(), arguments, environment, log: home.join("log") });
-            instances.push(Instance { id, http, peer, data, process, client: Client::new(http, Protocol::Http1, ASK) });
+            environment.extend(clock.iter().flat_map(FakeClock::environment));
+            environment.extend(options.environment.clone());
+            let log = home.join("log");
+            let process = Process::new(Program { executable: openclaw.clone(), arguments, environment, log });
+            let client = Client::new(http, Protocol::Http1, ASK);
+            instances.push(Instance { id, http, peer, data, process, client, disk, clock });
         }
         Ok(Self { instances, network, names: options.names, directory, keep: false })
     }
@@ -344,8 +381,25 @@ impl Cluster {
     pub fn wipe(&mut self, index: usize) -> Result<()> {
         let instance = &mut self.instances[index];
         ensure!(!instance.process.is_running()?, "{} still runs", instance.id);
-        std::fs::remove_dir_all(&instance.data).with_context(|| format!("remove {}", instance.data.display()))?;
-        std::fs::create_dir_all(&instance.data).with_context(|| format!("make {}", instance.data.display()))
+        // What is in it, and not the directory itself, where a disk may be mounted.
+        for item in std::fs::read_dir(&instance.data).with_context(|| format!("list {}", instance.data.display()))? {
+            let path = item.with_context(|| format!("list {}", instance.data.display()))?.path();
+            let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+            removed.with_context(|| format!("remove {}", path.display()))?;
+        }
+        Ok(())
+    }
+
+    /// The disk of an instance.
+    ///
+    /// # Errors
+    /// When the cluster was started without disks.
+    pub fn disk(&self, index: usize) -> Result<&Disk> {
+        self.instances[index].disk.as_ref().context("the cluster was started without disks")
+    }
+
+    pub(crate) fn disk_mut(&mut self, index: usize) -> Result<&mut Disk> {
+        self.instances[index].disk.as_mut().context("the cluster was started without disks")
     }
 
     /// Waits until every instance is ready.

@@ -5,7 +5,8 @@
 //! started are ever signalled.
 //!
 //! Reading order: [`process`] (one child, dead when dropped), [`cluster`] (instances with their ports, directories and
-//! logs), [`network`] (a proxy per peer listener with a switch per directed link, and a balancer), [`client`] (what an
+//! logs), [`network`] (a proxy per peer listener with a switch per directed link, and a balancer), [`disk`] (a disk for an instance,
+//! and what disks do wrong), [`clock`] (clocks that are wrong), [`client`] (what an
 //! answer means: done, certainly not done, unknown), [`history`] (what was asked, answered, and when), [`workloads`]
 //! (who asks), [`nemesis`] (what is done to them meanwhile), [`checkers`] (what must hold), [`figures`] (latencies),
 //! [`run`] (the plan and the verdict of a run), [`report`] (its page), [`bench`] (load against us and against etcd),
@@ -14,8 +15,10 @@
 pub mod bench;
 pub mod checkers;
 pub mod client;
+pub mod clock;
 pub mod cluster;
 pub mod commands;
+pub mod disk;
 pub mod fakes;
 pub mod figures;
 pub mod history;

@@ -13,7 +13,7 @@ use openraft::{Raft, ReadPolicy};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::clock;
+use crate::clock::Clock;
 use crate::command;
 use crate::network::{Contact, Peers, is_removal, never_sent};
 use crate::planted::{Bug, planted};
@@ -51,6 +51,7 @@ pub(crate) struct Inner {
     pub(crate) raft: Raft<TypeConfig, StateStore>,
     pub(crate) peers: Peers,
     pub(crate) contact: Contact,
+    pub(crate) clock: Clock,
     /// Without a word from its leader for longer, this instance has no quorum.
     pub(crate) silence: Duration,
     pub(crate) state: StateReader,
@@ -100,6 +101,10 @@ impl Group {
 
     pub(crate) fn contact(&self) -> &Contact {
         &self.0.contact
+    }
+
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.0.clock
     }
 
     pub(crate) fn state(&self) -> &StateReader {
@@ -161,7 +166,7 @@ impl Group {
         let deadline =
             tokio::time::Instant::now() + if planted(Bug::AckBeforeCommit) { timeout.min(HASTE) } else { timeout };
         let foreseen = planted(Bug::AckBeforeCommit).then(|| self.foresee(&commands));
-        let now_ms = clock::now_ms();
+        let now_ms = self.0.clock.stamp();
         let stamped = commands.into_iter().map(|command| EncodedCommand(stamp(&command, now_ms)));
         let mut results = Vec::with_capacity(count);
         let mut reason = format!("no commit within {timeout:?}");
@@ -195,7 +200,7 @@ impl Group {
         let mut results = Vec::new();
         for (index, bytes) in (applied + 1..).zip(commands) {
             let at = LogPosition { index, term: self.metrics().current_term };
-            let Ok(command) = command::decode(&stamp(bytes, clock::now_ms())) else { break };
+            let Ok(command) = command::decode(&stamp(bytes, self.0.clock.stamp())) else { break };
             let Ok(decision) = state_machine::decide(&overlay, at, &command) else { break };
             overlay.apply(decision.writes);
             let committed = pb::Committed { log_index: index, outcome: Some(decision.outcome) };

@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 use tonic::service::Routes;
 use tonic::transport::{Channel, Server};
 
+use crate::clock::{self, Clock};
 use crate::formation::{self, Formation, FormationError};
 use crate::group::{Group, Inner};
 use crate::membership::MembershipError;
@@ -27,7 +28,7 @@ use crate::read::{ReadError, Reader, View};
 use crate::snapshots;
 use crate::state_machine::Event;
 use crate::status::{Standing, Status};
-use crate::storage::{Counters, Engine, LogStore, OpenError, StateStore};
+use crate::storage::{Counters, Engine, LogStore, OpenError, StateStore, disk_failed};
 use crate::types::MemberNode;
 
 /// After a last call of [`Running::stop`], calls under way may finish for this long.
@@ -103,6 +104,25 @@ pub enum StartError {
     Fatal(String),
 }
 
+impl StartError {
+    /// Whether the disk failed, and not what is on it; see [`disk_failed`].
+    pub fn disk_failed(&self) -> bool {
+        match self {
+            Self::Open(OpenError::Io { source, .. }) | Self::Storage { source, .. } => disk_failed(source),
+            Self::Open(
+                OpenError::Locked { .. }
+                | OpenError::NewerFormat { .. }
+                | OpenError::LostRecords { .. }
+                | OpenError::Damaged { .. },
+            )
+            | Self::Formation(_)
+            | Self::Security(_)
+            | Self::Settings(_)
+            | Self::Fatal(_) => false,
+        }
+    }
+}
+
 /// A handle to the instance's consensus; cheap to clone.
 #[derive(Clone)]
 pub struct Node {
@@ -128,6 +148,7 @@ pub struct Running {
     stop_server: oneshot::Sender<()>,
     formation: JoinHandle<()>,
     snapshots: JoinHandle<()>,
+    clock: JoinHandle<()>,
     engine: Arc<Engine>,
 }
 
@@ -165,6 +186,7 @@ impl Node {
             raft,
             peers,
             contact,
+            clock: Clock::default(),
             silence,
             state: reader,
             snapshots,
@@ -209,6 +231,7 @@ impl Node {
             }
         });
         let snapshots = tokio::spawn(snapshots::run(group.clone(), engine.counters().clone(), snapshot_every));
+        let clock = tokio::spawn(clock::follow(group.clone()));
         let formation = tokio::spawn(formation::become_member(group.clone(), own, options.formation, security));
         let node = Self {
             proposer: Proposer::spawn(group.clone()),
@@ -216,7 +239,7 @@ impl Node {
             counters: engine.counters().clone(),
             group: group.clone(),
         };
-        Ok((node, Running { group, server, stop_server, formation, snapshots, engine }))
+        Ok((node, Running { group, server, stop_server, formation, snapshots, clock, engine }))
     }
 
     pub fn instance_id(&self) -> &InstanceId {
@@ -373,6 +396,7 @@ impl Running {
     pub async fn stop(self) {
         self.formation.abort();
         self.snapshots.abort();
+        self.clock.abort();
         // Nobody may be listening any more.
         self.stop_server.send(()).ok();
         if let Err(error) = self.group.raft().shutdown().await {

@@ -87,6 +87,13 @@ struct Waiting {
 }
 
 impl Waiting {
+    /// Consensus has stopped here.
+    fn stop(self) {
+        let waited = self.since.elapsed();
+        let error = if self.sent { ProposeError::EffectUnknown { waited } } else { ProposeError::Stopped };
+        drop(self.answer.send(Err(error)));
+    }
+
     fn expire(self) {
         let waited = self.since.elapsed();
         let error = if self.sent {
@@ -170,7 +177,15 @@ async fn settle(group: Group, mut batch: Vec<Waiting>) {
         let Some(earliest) = rest.iter().map(|waiting| waiting.deadline).min() else { return };
         batch = rest;
 
-        let leader = status.borrow_and_update().leader_node;
+        let (leader, stopped) = {
+            let status = status.borrow_and_update();
+            (status.leader_node, status.failed.is_some())
+        };
+        if stopped {
+            // Nothing changes any more, so every further attempt would fail at once, as fast as the processor can.
+            batch.into_iter().for_each(Waiting::stop);
+            return;
+        }
         let Some(leader) = leader else {
             wait_for_change(&mut status, earliest).await;
             continue;

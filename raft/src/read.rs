@@ -228,7 +228,18 @@ async fn settle(group: Group, mut batch: Vec<Waiting>) {
         let Some(latest) = rest.iter().map(|waiting| waiting.deadline).max() else { return };
         batch = rest;
         let attempt = latest.saturating_duration_since(now).min(ATTEMPT);
-        let leader = status.borrow_and_update().leader_node;
+        let (leader, stopped) = {
+            let status = status.borrow_and_update();
+            (status.leader_node, status.failed.is_some())
+        };
+        if stopped {
+            // Nothing changes any more, so every further question would fail at once, as fast as the processor can ask.
+            for waiting in batch {
+                let (waited, reason) = (waiting.since.elapsed(), "this instance is stopping".to_owned());
+                drop(waiting.answer.send(Err(ReadError::NoQuorum { waited, reason })));
+            }
+            return;
+        }
         let asked = match leader {
             None => Err("no leader is known".to_owned()),
             Some(leader) if leader == group.own_node() => {

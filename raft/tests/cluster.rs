@@ -480,3 +480,16 @@ async fn a_directory_of_another_instance_is_refused() {
     assert!(error.contains("of instance node-1, not other"), "{error}");
     assert!(Path::new(cluster.members[0].dir.path()).exists());
 }
+
+#[tokio::test]
+async fn commands_and_reads_on_an_instance_that_has_stopped_are_answered_at_once() {
+    let mut cluster = Cluster::start(1).await;
+    let (node, running) = cluster.members[0].running.take().unwrap();
+    running.stop().await;
+    let began = Instant::now();
+    // They were once tried again until its deadline, as fast as the processor could, with a line in the log each time.
+    let error = node.propose(append("s", "x", "x"), CALL).await.unwrap_err();
+    assert!(matches!(error, ProposeError::Stopped | ProposeError::EffectUnknown { .. }), "{error}");
+    assert!(node.read_linearizable(CALL).await.is_err());
+    assert!(began.elapsed() < CALL / 2, "answered after {:?}", began.elapsed());
+}

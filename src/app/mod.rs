@@ -66,7 +66,7 @@ pub enum Stopped {
     /// What is on disk is damaged, or of a release that this one cannot read.
     #[error("{0}")]
     Storage(String),
-    /// It ran, and could not go on; starting it again may help.
+    /// It ran, and could not go on, or its disk is full or fails; starting it again may help.
     #[error("{0}")]
     Fatal(String),
 }
@@ -373,6 +373,9 @@ async fn start_node(
     };
     Node::start(options).await.map_err(|error| {
         let text = error.to_string();
+        if error.disk_failed() {
+            return Stopped::Fatal(text);
+        }
         match error {
             StartError::Open(OpenError::Locked { .. }) => Stopped::InUse(text),
             StartError::Open(
@@ -402,8 +405,7 @@ fn describe(
 ) -> Result<session::Description, Stopped> {
     let accounts: Vec<ChannelAccount> = accounts.iter().map(|one| one.channel.account().clone()).collect();
     let boot_id = uuid::Uuid::new_v4().simple().to_string();
-    let previous_boot_id = session::exchange_boot_id(data_dir, &boot_id)
-        .map_err(|error| Stopped::Storage(format!("{}: {error}", data_dir.display())))?;
+    let previous_boot_id = session::exchange_boot_id(data_dir, &boot_id).map_err(|error| storage(data_dir, &error))?;
     let own = node.status().members.into_iter().find(|member| member.instance_id == *node.instance_id());
     let known = config.cluster.peer_address().map(|address| address.to_string());
     Ok(session::Description {
@@ -419,6 +421,12 @@ fn describe(
     })
 }
 
+/// Why a file in the data directory cannot be used.
+fn storage(data_dir: &Path, error: &io::Error) -> Stopped {
+    let text = format!("{}: {error}", data_dir.display());
+    if openclaw_raft::disk_failed(error) { Stopped::Fatal(text) } else { Stopped::Storage(text) }
+}
+
 async fn bind(address: SocketAddr, setting: &str) -> Result<TcpListener, Stopped> {
     TcpListener::bind(address).await.map_err(|error| {
         if error.kind() == io::ErrorKind::AddrInUse {
@@ -432,11 +440,10 @@ async fn bind(address: SocketAddr, setting: &str) -> Result<TcpListener, Stopped
 /// This instance's own directory, which nobody else needs to read: it holds conversations.
 fn private_dir(dir: &PathBuf) -> Result<(), Stopped> {
     use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(|error| Stopped::Config(format!("storage.dataDir: cannot make {}: {error}", dir.display())))
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|error| {
+        let text = format!("storage.dataDir: cannot make {}: {error}", dir.display());
+        if openclaw_raft::disk_failed(&error) { Stopped::Fatal(text) } else { Stopped::Config(text) }
+    })
 }
 
 fn warn_of_few_voters(config: &Config) {

@@ -10,6 +10,7 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use nix::errno::Errno;
 use openclaw_proto::raft::Identity;
 use openraft::storage::IOFlushed;
 use prost::Message;
@@ -44,6 +45,40 @@ pub enum OpenError {
         "data directory {dir} is damaged: {detail}; move it away and start the instance again, so that it joins as a new member"
     )]
     Damaged { dir: PathBuf, detail: String },
+}
+
+impl OpenError {
+    /// What RocksDB says is damage, unless the disk did not let it look.
+    fn of(dir: &Path, error: rocksdb::Error) -> Self {
+        let dir = dir.to_owned();
+        if is_disk_failure(error.as_ref()) {
+            Self::Io { dir, source: io::Error::other(error) }
+        } else {
+            Self::Damaged { dir, detail: error.into_string() }
+        }
+    }
+}
+
+/// Whether the disk failed, and not what is on it: it is full, broken or read-only, or there are too many open files. What
+/// was stored is as good as before, so nothing has to be moved away, and starting again may help.
+pub fn disk_failed(error: &io::Error) -> bool {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<rocksdb::Error>()) {
+        Some(error) => is_disk_failure(error.as_ref()),
+        None => error.raw_os_error().is_some_and(|code| DISK_FAILURES.map(|errno| errno as i32).contains(&code)),
+    }
+}
+
+const DISK_FAILURES: [Errno; 7] =
+    [Errno::ENOSPC, Errno::EDQUOT, Errno::EIO, Errno::EROFS, Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM];
+
+/// `message` is an error of RocksDB, which passes on the text that the system has for the error, and no number. A file that
+/// is missing is an error of the same kind, and is damage.
+pub(super) fn is_disk_failure(message: &str) -> bool {
+    message.starts_with("IO error")
+        && DISK_FAILURES.iter().any(|errno| {
+            let text = io::Error::from_raw_os_error(*errno as i32).to_string();
+            message.contains(text.split(" (os error").next().unwrap_or(&text))
+        })
 }
 
 /// What the disk was asked to do; read by metrics.
@@ -96,6 +131,9 @@ impl Engine {
     /// After a power loss the write-ahead log may end in a torn record. RocksDB drops the tail from there, and the mark
     /// beside the log tells whether anything that was acknowledged stood in it.
     ///
+    /// After a failed sync the log may be in the kernel's memory alone, which another sync would not mend. RocksDB writes
+    /// what it read into tables, and syncs those, before this returns: nothing rests on the old pages.
+    ///
     /// # Errors
     /// [`OpenError`] says what is wrong with the directory and what to do.
     pub(crate) fn open(dir: &Path) -> Result<Arc<Self>, OpenError> {
@@ -114,7 +152,7 @@ impl Engine {
         let mark = SyncMark::open(&dir.join("synced")).map_err(io)?;
         let synced = mark.read().map_err(io)?;
         let db = DB::open_cf_descriptors(&database_options(), dir.join("db"), column_families())
-            .map_err(|error| OpenError::Damaged { dir: dir.to_owned(), detail: error.into_string() })?;
+            .map_err(|error| OpenError::of(dir, error))?;
         let found = db.latest_sequence_number();
         if found < synced && !planted(Bug::AcceptedTail) {
             return Err(OpenError::LostRecords { dir: dir.to_owned(), found, synced });
@@ -171,7 +209,7 @@ impl Engine {
     pub(crate) fn identity(&self) -> Result<Option<Identity>, OpenError> {
         let damaged = |detail: String| OpenError::Damaged { dir: self.dir.clone(), detail };
         let meta = self.family(keys::META).map_err(|error| damaged(error.to_string()))?;
-        let stored = self.db.get_cf(meta, keys::IDENTITY).map_err(|error| damaged(error.into_string()))?;
+        let stored = self.db.get_cf(meta, keys::IDENTITY).map_err(|error| OpenError::of(&self.dir, error))?;
         stored
             .map(|bytes| Identity::decode(&*bytes).map_err(|error| damaged(format!("its identity: {error}"))))
             .transpose()
@@ -256,10 +294,10 @@ fn column_families() -> Vec<ColumnFamilyDescriptor> {
 fn check_format(db: &DB, dir: &Path) -> Result<(), OpenError> {
     let damaged = |detail: String| OpenError::Damaged { dir: dir.to_owned(), detail };
     let meta = family(db, keys::META).map_err(|error| damaged(error.to_string()))?;
-    match db.get_cf(meta, keys::FORMAT_VERSION).map_err(|error| damaged(error.into_string()))? {
+    match db.get_cf(meta, keys::FORMAT_VERSION).map_err(|error| OpenError::of(dir, error))? {
         None => db
             .put_cf(meta, keys::FORMAT_VERSION, STATE_FORMAT_VERSION.to_be_bytes())
-            .map_err(|error| damaged(error.into_string())),
+            .map_err(|error| OpenError::of(dir, error)),
         Some(bytes) => {
             let found = <[u8; 4]>::try_from(&*bytes)
                 .map(u32::from_be_bytes)

@@ -13,7 +13,7 @@ mod state_store;
 mod tests;
 
 pub(crate) use engine::Engine;
-pub use engine::{Counters, OpenError};
+pub use engine::{Counters, OpenError, disk_failed};
 pub(crate) use log_store::LogStore;
 pub(crate) use snapshot_store::{SnapshotFile, SnapshotStore};
 pub(crate) use state_store::{StateReader, StateStore, TableReader};

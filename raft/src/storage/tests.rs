@@ -9,7 +9,8 @@ use openraft::testing::log::{StoreBuilder, Suite};
 use openraft::type_config::TypeConfigExt;
 use tempfile::TempDir;
 
-use super::{Engine, LogStore, OpenError, StateStore};
+use super::engine::is_disk_failure;
+use super::{Engine, LogStore, OpenError, StateStore, disk_failed};
 #[cfg(feature = "planted-bugs")]
 use crate::planted::{Bug, tests::alone};
 use crate::types::{EncodedCommand, Entry, LogId, TypeConfig, Vote};
@@ -248,4 +249,25 @@ fn planted_a_log_that_lost_acknowledged_records_is_opened() {
             assert!((1..50).contains(&log.try_get_log_entries(0..100).await.unwrap().len()));
         });
     });
+}
+
+#[test]
+fn a_full_or_broken_disk_is_not_taken_for_damage() {
+    // As RocksDB words them when it opens a database.
+    for text in [
+        "IO error: No space left on device: While appending to file: /d/db/000012.sst",
+        "IO error: Input/output error: While fdatasync: /d/db/MANIFEST-000011",
+        "IO error: Read-only file system: While open a file for appending: /d/db/000012.dbtmp",
+        "IO error: Too many open files: While open a file for random read: /d/db/000009.sst",
+    ] {
+        assert!(is_disk_failure(text), "{text}");
+    }
+    for text in [
+        "IO error: No such file or directory: While open a file for random read: /d/db/000009.sst",
+        "Corruption: block checksum mismatch: No space left on device",
+    ] {
+        assert!(!is_disk_failure(text), "{text}");
+    }
+    assert!(disk_failed(&std::io::Error::from_raw_os_error(28)));
+    assert!(!disk_failed(&std::io::Error::from(std::io::ErrorKind::NotFound)));
 }
