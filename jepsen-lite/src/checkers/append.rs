@@ -614,7 +614,7 @@ mod tests {
         let stale = Anomaly::Stale { op: 7, session: "s".into(), instance: 1, head: 2, expected: 3 };
         let (mut history, entries) = three();
         history.extend(read(6, 7, 2, &[(2, "b")]));
-        assert_eq!(judge(&history, entries.clone()), [stale.clone()]);
+        assert_eq!(judge(&history, entries.clone()), std::slice::from_ref(&stale));
         // What another read has shown is there too, even if its writer does not know yet.
         let (mut history, _) = three();
         history.truncate(5);
