@@ -51,6 +51,9 @@ pub trait Platform: Send + Sync + 'static {
     fn is_listened_to(&self) -> impl Future<Output = Result<()>> + Send;
 
     /// One of the people, `n` says which, sends the bot a text.
+    ///
+    /// # Errors
+    /// When the platform does not take it.
     fn say(&self, n: usize, text: &str) -> Result<Question>;
 
     /// The first to begin after `after` that is not `old`: its name and when.
@@ -116,6 +119,8 @@ impl Talk {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
+    /// # Errors
+    /// When whoever talks failed.
     pub async fn stop(self) -> Result<Vec<Asked>> {
         self.stop.notify_one();
         self.task.await.context("whoever talks panicked")??;
