@@ -193,7 +193,7 @@ fn operations(history: &[Event]) -> (Vec<Operation<'_>>, Vec<Operation<'_>>) {
                 let (repeat, session, text, key) = match call {
                     Call::Append { session, text, key } => (false, session, text, key),
                     Call::Repeat { session, text, key } => (true, session, text, key),
-                    Call::Read { .. } => continue,
+                    Call::Read { .. } | Call::Get { .. } | Call::Set { .. } | Call::Cas { .. } => continue,
                 };
                 let list = if repeat { &mut repeats } else { &mut appends };
                 at.insert(*op, (repeat, list.len()));
@@ -203,7 +203,7 @@ fn operations(history: &[Event]) -> (Vec<Operation<'_>>, Vec<Operation<'_>>) {
                 end(&mut appends, &mut repeats, at.get(op), End::Ok { at_us: event.at_us, answer });
             }
             What::Fail { op, .. } => end(&mut appends, &mut repeats, at.get(op), End::Failed),
-            What::Ok { answer: Answer::Read { .. }, .. }
+            What::Ok { answer: Answer::Read { .. } | Answer::Register { .. } | Answer::Mismatch { .. }, .. }
             | What::Info { .. }
             | What::Fault { .. }
             | What::Leader { .. }

@@ -3,6 +3,7 @@
 
 pub mod answers;
 pub mod append;
+pub mod register;
 pub mod single_owner;
 pub mod turn;
 

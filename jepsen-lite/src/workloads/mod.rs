@@ -2,6 +2,7 @@
 
 pub mod append;
 pub mod progress;
+pub mod register;
 
 use std::sync::Arc;
 
