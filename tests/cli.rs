@@ -453,6 +453,30 @@ async fn deleting_needs_a_yes_and_carries_a_key() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_session_is_named_and_its_name_cleared() {
+    let fake = Fake::start(|_, _| {
+        Answer::Json(
+            200,
+            json!({ "sessionKey": "s", "agentId": "main", "revision": 7, "createdMs": 0, "updatedMs": 0, "headSeq": 3,
+                    "resetSeq": 0, "turnCount": 1, "queuedTurns": [],
+                    "usage": { "inputTokens": 0, "outputTokens": 0, "totalTokens": 0 } }),
+        )
+    })
+    .await;
+    let said = fake.run(&["sessions", "set", "S", "--label", "Ann", "--if-revision", "3"]).await;
+    assert_eq!((said.code, said.stdout.as_str()), (0, "s is at revision 7 now\n"), "{}", said.stderr);
+    assert_eq!(fake.run(&["sessions", "set", "s", "--label", "", "--model", "echo/echo"]).await.code, 0);
+    let asked = fake.asked();
+    assert_eq!(
+        (asked[0].what.as_str(), asked[0].body.as_ref()),
+        ("PATCH /api/v1/sessions/s", &br#"{"label":"Ann"}"#[..])
+    );
+    assert!(asked[0].key.is_some());
+    assert_eq!(asked[1].body.as_ref(), &br#"{"label":null,"model":"echo/echo"}"#[..]);
+    assert_eq!(fake.run(&["sessions", "set", "s"]).await.code, 2, "there is nothing to set");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_export_is_upstreams_transcript_page_by_page() {
     let entry = |seq: u64| {
         let role = if seq % 2 == 1 { "user" } else { "assistant" };

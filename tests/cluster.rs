@@ -13,6 +13,7 @@ use jepsen_lite::cluster::{Cluster, Options};
 use jepsen_lite::commands::{self, turns};
 use jepsen_lite::network::Balancer;
 use jepsen_lite::workloads::append::{self, Load};
+use jepsen_lite::workloads::register;
 use openclaw_proto::http::{ChatRequest, Entry, ErrorCode, Role};
 use openclaw_proto::ids::{IdempotencyKey, SessionKey};
 
@@ -393,6 +394,51 @@ async fn a_leader_that_is_cut_off_is_replaced_and_acknowledges_nothing_meanwhile
         progress.stop();
         // Had the old leader acknowledged anything on its own, it would be lost, doubled or out of order now.
         assert_eq!(load.judge().await?.anomalies, []);
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn labels_are_linearizable_whatever_happens_to_their_leader() -> Result<()> {
+    run(options().proxied(), async |cluster| {
+        let options = register::Options {
+            run: "labels".to_owned(),
+            clients: 8,
+            sharing: 4,
+            calls: 200,
+            changes: None,
+            // Less than an election takes when a leader is silent, so that some calls are never answered.
+            attempt_ms: 200..400,
+            give_up: SOON,
+            pause: Duration::from_millis(2),
+            seed: 1,
+        };
+        let load = register::Load::start(options, &clients(cluster))?;
+        let progress = load.progress().clone();
+        progress.reached(100, SOON).await?;
+        let leader = cluster.leader(SOON).await?;
+        cluster.network()?.isolate(leader);
+        progress.mark();
+        within("a change after the cut", progress.first_after_mark()).await?;
+        cluster.network()?.heal();
+        cluster.wait_all_ready(SOON).await?;
+        progress.reached(progress.acknowledged() + 100, SOON).await?;
+        let leader = cluster.leader(SOON).await?;
+        cluster.instance(leader).process.kill()?;
+        progress.reached(progress.acknowledged() + 100, SOON).await?;
+        cluster.start_all()?;
+        cluster.wait_all_ready(SOON).await?;
+        cluster.kill_all()?;
+        cluster.start_all()?;
+        cluster.wait_all_ready(SOON).await?;
+        progress.reached(progress.acknowledged() + 100, SOON).await?;
+        load.stop();
+        let check = load.judge().await?;
+        assert!(check.passed(), "{check:#?}");
+        for figure in ["gets", "sets", "swaps", "mismatches", "unknown"] {
+            assert!(check.figures[figure].as_u64() > Some(0), "{figure}: {check:#?}");
+        }
         Ok(())
     })
     .await

@@ -124,6 +124,7 @@ fn start_load(cluster: &Cluster, seed: u64, clients: u32, repeat_one_in: u32) ->
         give_up: SOON,
         pause: Duration::ZERO,
         repeat_one_in,
+        read_one_in: 20,
         seed,
     };
     Load::start(options, &self::clients(cluster))

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderName};
-use http::{Method, Request, Response};
+use http::header::{CONTENT_TYPE, HeaderName, IF_MATCH};
+use http::{HeaderMap, Method, Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::Client as Pool;
@@ -18,7 +18,7 @@ use hyper_util::rt::TokioExecutor;
 use openclaw_proto::http::{
     self as api, AppendRequest, AppendResponse, ChannelList, ChannelStatus, ChatRequest, ChatResponse, Cluster,
     DeadLetterList, Entry, EntryList, ErrorBody, ErrorCode, MoveRequest, Role, StateHash, StreamEvent,
-    TransferLeaderRequest, Usage,
+    TransferLeaderRequest, UpdateSessionRequest, Usage,
 };
 use openclaw_proto::ids::{IdempotencyKey, SessionKey, StreamPosition, TurnId};
 use serde::Serialize;
@@ -50,9 +50,26 @@ pub struct Failure {
     pub status: Option<u16>,
     pub code: Option<ErrorCode>,
     pub message: String,
+    /// Of the committed command that was refused, where one was.
+    pub index: Option<u64>,
+}
+
+/// What was answered, and the log index in the answer's header: that of a change, or one that a read reflects at least.
+#[derive(Debug, Clone, PartialEq)]
+pub struct At<T> {
+    pub value: T,
+    pub index: Option<u64>,
 }
 
 impl<T> Reply<T> {
+    fn map<U>(self, with: impl FnOnce(T) -> U) -> Reply<U> {
+        match self {
+            Self::Ok(value) => Reply::Ok(with(value)),
+            Self::Failed(failure) => Reply::Failed(failure),
+            Self::Unknown(message) => Reply::Unknown(message),
+        }
+    }
+
     /// The value, where nothing else will do.
     ///
     /// # Errors
@@ -117,6 +134,36 @@ impl Client {
     pub async fn append(&self, session: &SessionKey, text: &str, key: &IdempotencyKey) -> Reply<AppendResponse> {
         let path = format!("/api/v1/sessions/{session}/entries");
         self.post(&path, &AppendRequest { role: Role::User, text: text.to_owned() }, key).await
+    }
+
+    /// A session's metadata, read with a quorum.
+    pub async fn session(&self, session: &SessionKey) -> Reply<At<api::Session>> {
+        self.answer_at(self.request(Method::GET, &format!("/api/v1/sessions/{session}")).body(Full::default())).await
+    }
+
+    /// Sets a session's label, or clears it; only if the session is at the revision `if_match` still, where one is given.
+    pub async fn patch_session(
+        &self,
+        session: &SessionKey,
+        label: Option<&str>,
+        if_match: Option<u64>,
+        key: Option<&IdempotencyKey>,
+    ) -> Reply<At<api::Session>> {
+        let body = UpdateSessionRequest { label: Some(label.map(str::to_owned)), model: None };
+        let body = match serde_json::to_vec(&body) {
+            Ok(body) => body,
+            Err(error) => return Reply::Failed(not_sent(format!("encode the request: {error}"))),
+        };
+        let mut request = self
+            .request(Method::PATCH, &format!("/api/v1/sessions/{session}"))
+            .header(CONTENT_TYPE, "application/json");
+        if let Some(revision) = if_match {
+            request = request.header(IF_MATCH, revision);
+        }
+        if let Some(key) = key {
+            request = request.header(api::IDEMPOTENCY_KEY, key.as_str());
+        }
+        self.answer_at(request.body(Full::from(body))).await
     }
 
     /// One page of a transcript.
@@ -238,15 +285,22 @@ impl Client {
     }
 
     async fn answer<T: DeserializeOwned>(&self, request: http::Result<Request<Full<Bytes>>>) -> Reply<T> {
+        self.answer_at(request).await.map(|at| at.value)
+    }
+
+    async fn answer_at<T: DeserializeOwned>(&self, request: http::Result<Request<Full<Bytes>>>) -> Reply<At<T>> {
         let whole = async {
             match self.send(request).await {
-                Reply::Ok(response) => match response.into_body().collect().await {
-                    Ok(body) => match serde_json::from_slice(&body.to_bytes()) {
-                        Ok(value) => Reply::Ok(value),
-                        Err(error) => Reply::Unknown(format!("the answer does not parse: {error}")),
-                    },
-                    Err(error) => Reply::Unknown(format!("the answer broke off: {error}")),
-                },
+                Reply::Ok(response) => {
+                    let index = index(response.headers());
+                    match response.into_body().collect().await {
+                        Ok(body) => match serde_json::from_slice(&body.to_bytes()) {
+                            Ok(value) => Reply::Ok(At { value, index }),
+                            Err(error) => Reply::Unknown(format!("the answer does not parse: {error}")),
+                        },
+                        Err(error) => Reply::Unknown(format!("the answer broke off: {error}")),
+                    }
+                }
                 Reply::Failed(failure) => Reply::Failed(failure),
                 Reply::Unknown(message) => Reply::Unknown(message),
             }
@@ -286,12 +340,21 @@ impl Client {
         if response.status().is_success() {
             return Reply::Ok(response);
         }
+        let index = index(response.headers());
         let body = match response.into_body().collect().await {
             Ok(body) => body.to_bytes(),
             Err(_) => Bytes::new(),
         };
-        meaning(status, &body)
+        match meaning(status, &body) {
+            Reply::Failed(failure) => Reply::Failed(Failure { index, ..failure }),
+            other @ (Reply::Ok(_) | Reply::Unknown(_)) => other,
+        }
     }
+}
+
+/// The log index that an answer names.
+fn index(headers: &HeaderMap) -> Option<u64> {
+    headers.get(api::INDEX)?.to_str().ok()?.parse().ok()
 }
 
 /// What an answer other than 2xx means for the write.
@@ -304,14 +367,14 @@ fn meaning<T>(status: u16, body: &[u8]) -> Reply<T> {
     let code = error.map(|error| error.code);
     // A 500 is a bug whose effect nobody promises anything about, and so is a status that is not documented.
     if matches!(status, 400..=499 | 503) && !code.is_some_and(ErrorCode::effect_unknown) {
-        Reply::Failed(Failure { status: Some(status), code, message })
+        Reply::Failed(Failure { status: Some(status), code, message, index: None })
     } else {
         Reply::Unknown(format!("{status} {}: {message}", code.map_or("without a code", ErrorCode::as_str)))
     }
 }
 
 fn not_sent(message: String) -> Failure {
-    Failure { status: None, code: None, message }
+    Failure { status: None, code: None, message, index: None }
 }
 
 /// A write that was acknowledged, after however many attempts.

@@ -78,6 +78,13 @@ pub enum Call {
     Probe { session: String, instance: usize, text: String },
     /// One of a bot's people says something to it on a chat platform.
     Say { account: String, chat: String, message: String },
+    /// Ask one instance for a session's label.
+    Get { session: String, instance: usize },
+    /// Set a session's label to one that is unique in the run, whatever it is now.
+    Set { session: String, label: String, instance: usize },
+    /// The same, if the session's label is `from` still, which the client was shown with this revision; 0: if nobody
+    /// has set it yet.
+    Cas { session: String, from: Option<String>, revision: u64, label: String, instance: usize },
 }
 
 impl Call {
@@ -90,6 +97,9 @@ impl Call {
             Self::Turn { .. } => "turn",
             Self::Probe { .. } => "probe",
             Self::Say { .. } => "say",
+            Self::Get { .. } => "get",
+            Self::Set { .. } => "set",
+            Self::Cas { .. } => "cas",
         }
     }
 }
@@ -108,6 +118,19 @@ pub enum Answer {
     Ended { turn: String, code: String },
     /// The bot answered on the platform.
     Answered,
+    /// A session's label and its revision, as they are or as the call left them; 0 if nobody has set it. The index is
+    /// the one in the answer's header: that of the change, or one that what was read reflects at least.
+    Register {
+        label: Option<String>,
+        revision: u64,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        index: Option<u64>,
+    },
+    /// The label was another, and nothing was set: an answer like any other, not a failure.
+    Mismatch {
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        index: Option<u64>,
+    },
 }
 
 /// Collects events from all clients.
@@ -120,6 +143,7 @@ pub struct Recorder {
 #[derive(Debug, Default)]
 struct Inner {
     next: u64,
+    next_process: u32,
     events: Vec<Event>,
 }
 
@@ -130,6 +154,14 @@ impl Default for Recorder {
 }
 
 impl Recorder {
+    /// A number for a client, which nobody else has in this history. A client that was left without an answer goes on
+    /// under another one: its last call may still have its effect at any time.
+    pub fn process(&self) -> u32 {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.next_process += 1;
+        inner.next_process - 1
+    }
+
     /// Notes a call just before it is made, and names it.
     pub fn invoke(&self, process: u32, call: Call) -> u64 {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
@@ -258,11 +290,32 @@ mod tests {
         let read = recorder.invoke(3, Call::Read { session: "s".into(), instance: 2 });
         let answer = Answer::Read { head: 2, tail: vec![(1, "t".into()), (2, "u".into())] };
         recorder.note(What::Ok { op: read, attempts: 1, answer });
+        let (session, label, instance) = ("s".to_owned(), "c3-0".to_owned(), 1);
+        for (call, answer) in [
+            (
+                Call::Get { session: session.clone(), instance },
+                Answer::Register { label: None, revision: 0, index: None },
+            ),
+            (
+                Call::Set { session: session.clone(), label: label.clone(), instance },
+                Answer::Register { label: Some(label.clone()), revision: 7, index: Some(7) },
+            ),
+            (Call::Cas { session, from: None, revision: 0, label, instance }, Answer::Mismatch { index: Some(8) }),
+        ] {
+            let op = recorder.invoke(recorder.process(), call);
+            recorder.note(What::Ok { op, attempts: 1, answer });
+        }
         let file = tempfile::NamedTempFile::new().unwrap();
         save(file.path(), &recorder.events()).unwrap();
         assert_eq!(load(file.path()).unwrap(), recorder.events());
         let text = std::fs::read_to_string(file.path()).unwrap();
         assert!(text.lines().next().unwrap().contains(r#""type":"invoke","op":0,"process":3,"f":"append""#), "{text}");
+        let last: Vec<&str> = text.lines().rev().take(2).collect();
+        assert!(
+            last[1].contains(r#""f":"cas","session":"s","from":null,"revision":0,"label":"c3-0","instance":1}"#),
+            "{text}"
+        );
+        assert!(last[0].contains(r#""answer":"mismatch","index":8}"#), "{text}");
     }
 
     const LINE: &str = "{\"at_us\":1,\"type\":\"leader\",\"instance\":null,\"term\":1}";

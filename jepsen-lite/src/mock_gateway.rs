@@ -25,6 +25,23 @@ pub(crate) enum Mischief {
     ForgetKeys,
     RepeatDelta,
     SkipDelta,
+    /// Shows a label as it was before the last change, now and then.
+    StaleLabel,
+    /// Acknowledges every tenth change of a label without making it.
+    LoseLabel,
+    /// Does not look at the revision that a change expects, now and then.
+    IgnoreRevision,
+    /// Makes every tenth change of a label and says that it certainly did not.
+    DenyLabel,
+    /// Makes every tenth change of a label, or does not, and does not say which.
+    HideLabel,
+}
+
+/// What a label was and is, with its revisions.
+#[derive(Default, Clone)]
+struct Register {
+    before: (Option<String>, u64),
+    now: (Option<String>, u64),
 }
 
 #[derive(Default)]
@@ -33,6 +50,10 @@ struct Tables {
     keys: HashMap<String, (String, api::AppendResponse)>,
     turns: HashMap<String, String>,
     appends: u64,
+    registers: HashMap<String, Register>,
+    /// Of the log that it would have.
+    index: u64,
+    asked: u64,
 }
 
 #[derive(Clone)]
@@ -52,6 +73,7 @@ impl Fake {
         let address = listener.local_addr().unwrap();
         let router = Router::new()
             .route("/api/v1/sessions/{key}/entries", post(append).get(entries))
+            .route("/api/v1/sessions/{key}", get(session).patch(update))
             .route("/api/v1/chat/stream", post(stream).get(resume))
             .route("/api/v1/health/ready", get(|| async { Json(json!({"ok": true, "status": "ready"})) }))
             .with_state(Shared { mischief, tables: Arc::default() });
@@ -137,6 +159,61 @@ async fn entries(
     Json(api::EntryList { entries, head_seq: all.len() as u64 }).into_response()
 }
 
+fn shown(session: &str, (label, revision): &(Option<String>, u64), index: u64) -> Response {
+    let body = json!({
+        "sessionKey": session, "agentId": "main", "label": label, "revision": revision, "createdMs": 0, "updatedMs": 0,
+        "headSeq": 0, "resetSeq": 0, "turnCount": 0, "queuedTurns": [],
+        "usage": {"inputTokens": 0, "outputTokens": 0, "totalTokens": 0},
+    });
+    ([(api::INDEX, index.to_string())], Json(body)).into_response()
+}
+
+async fn session(State(shared): State<Shared>, Path(session): Path<String>) -> Response {
+    let mut tables = shared.tables.lock().unwrap();
+    tables.asked += 1;
+    let (index, stale) = (tables.index, shared.mischief == Mischief::StaleLabel && tables.asked.is_multiple_of(10));
+    match tables.registers.get(&session) {
+        Some(register) if stale && register.before.1 > 0 => shown(&session, &register.before, index),
+        Some(register) => shown(&session, &register.now, index),
+        None => refusal(StatusCode::NOT_FOUND, api::ErrorCode::NotFound),
+    }
+}
+
+async fn update(
+    State(shared): State<Shared>,
+    Path(session): Path<String>,
+    headers: HeaderMap,
+    Json(body): Json<api::UpdateSessionRequest>,
+) -> Response {
+    // As long as a commit takes, so that calls overlap.
+    tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    let mut tables = shared.tables.lock().unwrap();
+    tables.asked += 1;
+    tables.index += 1;
+    let (index, tenth) = (tables.index, tables.asked.is_multiple_of(10));
+    let mut register = tables.registers.get(&session).cloned().unwrap_or_default();
+    let expected = headers.get("if-match").map(|revision| revision.to_str().unwrap().parse::<u64>().unwrap());
+    let looks = !(tenth && shared.mischief == Mischief::IgnoreRevision);
+    if looks && expected.is_some_and(|expected| expected != register.now.1) {
+        let refused = refusal(StatusCode::PRECONDITION_FAILED, api::ErrorCode::PreconditionFailed);
+        return ([(api::INDEX, index.to_string())], refused).into_response();
+    }
+    register.before = std::mem::replace(&mut register.now, (body.label.flatten(), index));
+    let answer = shown(&session, &register.now, index);
+    let hides = tenth && shared.mischief == Mischief::HideLabel;
+    let loses = tenth && shared.mischief == Mischief::LoseLabel || hides && index.is_multiple_of(2);
+    if !loses {
+        tables.registers.insert(session, register);
+    }
+    if hides {
+        refusal(StatusCode::GATEWAY_TIMEOUT, api::ErrorCode::EffectUnknown)
+    } else if tenth && shared.mischief == Mischief::DenyLabel {
+        refusal(StatusCode::SERVICE_UNAVAILABLE, api::ErrorCode::NoQuorum)
+    } else {
+        answer
+    }
+}
+
 async fn stream(State(shared): State<Shared>, headers: HeaderMap, Json(body): Json<api::ChatRequest>) -> Response {
     let turn = key(&headers);
     shared.tables.lock().unwrap().turns.insert(turn.clone(), body.message.clone());
@@ -164,7 +241,15 @@ fn events(shared: &Shared, turn: &str, message: &str, seen: usize) -> Response {
     match shared.mischief {
         Mischief::RepeatDelta => numbered.insert(2, numbered[1].clone()),
         Mischief::SkipDelta => drop(numbered.remove(2)),
-        Mischief::None | Mischief::NeverAnswer | Mischief::DropTenth | Mischief::ForgetKeys => {}
+        Mischief::None
+        | Mischief::NeverAnswer
+        | Mischief::DropTenth
+        | Mischief::ForgetKeys
+        | Mischief::StaleLabel
+        | Mischief::LoseLabel
+        | Mischief::IgnoreRevision
+        | Mischief::DenyLabel
+        | Mischief::HideLabel => {}
     }
     let some: Vec<_> = numbered
         .into_iter()

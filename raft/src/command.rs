@@ -64,6 +64,7 @@ pub fn kind_name(kind: &command::Kind) -> &'static str {
         command::Kind::ApprovePairing(_) => "approve_pairing",
         command::Kind::RemovePairing(_) => "remove_pairing",
         command::Kind::ShowPreview(_) => "show_preview",
+        command::Kind::UpdateSession(_) => "update_session",
     }
 }
 
@@ -90,6 +91,7 @@ pub fn outcome_name(kind: &outcome::Kind) -> &'static str {
         outcome::Kind::ModelSet(_) => "model_set",
         outcome::Kind::Enqueued(_) => "enqueued",
         outcome::Kind::Paired(_) => "paired",
+        outcome::Kind::SessionUpdated(_) => "session_updated",
     }
 }
 

@@ -20,7 +20,7 @@ use crate::sessions::follow::{Ended, FollowError, Follower, usage};
 use crate::sessions::router::{Address, Route, route};
 use crate::store::{Accepted, Committed, Consistency};
 
-const INDEX_HEADER: HeaderName = HeaderName::from_static(INDEX);
+pub(super) const INDEX_HEADER: HeaderName = HeaderName::from_static(INDEX);
 
 /// Longest message, in bytes; the replicated state refuses longer ones.
 const MAX_MESSAGE_BYTES: usize = openclaw_raft::state_machine::MAX_TEXT_BYTES;

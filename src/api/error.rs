@@ -13,6 +13,7 @@ use openclaw_proto::http::{Error, ErrorBody, ErrorCode};
 use openclaw_proto::ids::RequestId;
 use serde::Serialize;
 
+use super::chat::INDEX_HEADER;
 use crate::sessions::commands::CommandError;
 use crate::sessions::follow::FollowError;
 use crate::sessions::router::RouteError;
@@ -24,11 +25,13 @@ use crate::store::{AcceptError, EndTurnError, ReadError, WriteError};
 pub struct ApiError {
     pub code: ErrorCode,
     pub message: String,
+    /// Of the committed command that was refused, where one was.
+    pub index: Option<u64>,
 }
 
 impl ApiError {
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        Self { code, message: message.into(), index: None }
     }
 
     pub fn invalid(message: impl Into<String>) -> Self {
@@ -54,7 +57,17 @@ macro_rules! from_family {
     };
 }
 
-from_family!(AcceptError, EndTurnError, WriteError, ReadError, FollowError, CommandError);
+from_family!(AcceptError, EndTurnError, ReadError, FollowError, CommandError);
+
+impl From<WriteError> for ApiError {
+    fn from(error: WriteError) -> Self {
+        let index = match &error {
+            WriteError::Conflict { index, .. } => Some(*index),
+            WriteError::KeyReused | WriteError::NotFound | WriteError::Refused { .. } | WriteError::Commit(_) => None,
+        };
+        Self { index, ..Self::new(error.code(), error.to_string()) }
+    }
+}
 
 impl From<RouteError> for ApiError {
     fn from(error: RouteError) -> Self {
@@ -72,6 +85,9 @@ impl IntoResponse for ApiError {
         *response.status_mut() = StatusCode::from_u16(self.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         if let Some(after) = self.code.retry_after() {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(after.as_secs()));
+        }
+        if let Some(index) = self.index {
+            response.headers_mut().insert(INDEX_HEADER, HeaderValue::from(index));
         }
         response.extensions_mut().insert(Problem(self));
         response

@@ -210,7 +210,7 @@ pub(super) fn consistency(headers: &HeaderMap, reads: Option<Reads>) -> Result<C
     })
 }
 
-/// `If-Match`: the head that the caller has seen.
+/// `If-Match`: the head, or the revision, that the caller has seen.
 ///
 /// # Errors
 /// `invalid_request` for anything but one number, with or without quotes.
@@ -219,7 +219,7 @@ pub(super) fn if_match(headers: &HeaderMap) -> Result<Option<u64>, ApiError> {
     let bare = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(text);
     match bare.parse() {
         Ok(head) => Ok(Some(head)),
-        Err(_) => Err(ApiError::invalid(format!("the If-Match header is not a sequence number: {text:?}"))),
+        Err(_) => Err(ApiError::invalid(format!("the If-Match header is not a number: {text:?}"))),
     }
 }
 

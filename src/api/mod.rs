@@ -38,7 +38,7 @@ use std::time::Instant;
 use axum::Router;
 use axum::extract::Request;
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::routing::{delete, get, post};
+use axum::routing::{delete, get, patch, post};
 use http::{HeaderMap, HeaderValue};
 use openclaw_config::Agents;
 use openclaw_config::gateway;
@@ -170,6 +170,7 @@ pub fn router(gateway: Gateway) -> Router {
         .route("/api/v1/turns/{id}/cancel", post(turns::cancel))
         .route("/api/v1/sessions", get(sessions::list))
         .route("/api/v1/sessions/{key}", get(sessions::get))
+        .route("/api/v1/sessions/{key}", patch(sessions::update))
         .route("/api/v1/sessions/{key}", delete(sessions::delete))
         .route("/api/v1/sessions/{key}/reset", post(sessions::reset))
         .route("/api/v1/sessions/{key}/entries", get(sessions::entries))

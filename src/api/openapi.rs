@@ -21,6 +21,7 @@ use super::{Gateway, channels, chat, cluster, health, maintenance, metrics, open
         turns::cancel,
         sessions::list,
         sessions::get,
+        sessions::update,
         sessions::delete,
         sessions::reset,
         sessions::entries,

@@ -6,14 +6,14 @@ use axum::response::Response;
 use http::{HeaderMap, StatusCode};
 use openclaw_proto::http::{
     AppendRequest, AppendResponse, DeleteResponse, Entry, EntryList, ErrorBody, ErrorCode, ResetResponse, Role,
-    Session, SessionList,
+    Session, SessionList, UpdateSessionRequest,
 };
 use openclaw_proto::ids::{SeqNum, SessionKey};
 use openclaw_proto::state;
 use serde::Deserialize;
 
 use super::Gateway;
-use super::chat::with_index;
+use super::chat::{check_model, with_index};
 use super::error::ApiError;
 use super::extract::{Json, Name, Params, Reads, consistency, if_match, inbox_key};
 use super::turns::ReadParams;
@@ -80,11 +80,56 @@ pub(super) async fn get(
     headers: HeaderMap,
     name: Name,
     Params(params): Params<ReadParams>,
-) -> Result<Answer<Session>, ApiError> {
+) -> Result<Response, ApiError> {
     let key = name.session_key()?;
     let consistency = consistency(&headers, params.consistency)?;
     let read = gateway.store().session(&key, consistency, gateway.limits().request).await?;
-    Ok(Answer(session(read.value.ok_or_else(|| ApiError::not_found("session"))?)))
+    let row = read.value.ok_or_else(|| ApiError::not_found("session"))?;
+    Ok(with_index(Answer(session(row)), read.index))
+}
+
+/// Sets a session's label, its model or both; a session that does not exist yet begins with it.
+#[utoipa::path(
+    patch, path = "/api/v1/sessions/{key}", tag = "sessions", request_body = UpdateSessionRequest,
+    params(
+        ("key" = String, Path),
+        ("Idempotency-Key" = Option<String>, Header),
+        ("If-Match" = Option<String>, Header, description = "The `revision` that the session must have; 0 where there is none"),
+    ),
+    responses(
+        (status = 200, body = Session),
+        (status = 412, description = "The revision is another", body = ErrorBody),
+    )
+)]
+pub(super) async fn update(
+    State(gateway): State<Gateway>,
+    headers: HeaderMap,
+    name: Name,
+    Json(body): Json<UpdateSessionRequest>,
+) -> Result<Response, ApiError> {
+    let key = name.session_key_to_write()?;
+    if body.label.is_none() && body.model.is_none() {
+        return Err(ApiError::invalid("there is nothing to set: give a label, a model or both; null clears"));
+    }
+    for (field, value) in [("label", &body.label), ("model", &body.model)] {
+        if value.as_ref().is_some_and(|value| value.as_ref().is_some_and(String::is_empty)) {
+            return Err(ApiError::invalid(format!("{field} must not be empty; null clears it")));
+        }
+    }
+    if let Some(Some(model)) = &body.model {
+        check_model(&gateway, model)?;
+    }
+    let expected_revision = if_match(&headers)?;
+    let inbox = inbox_key(&headers, "update", &(key.as_str(), &body))?;
+    let command = state::UpdateSession {
+        inbox: Some(inbox),
+        session_key: key.into(),
+        label: body.label.map(Option::unwrap_or_default),
+        model: body.model.map(Option::unwrap_or_default),
+        expected_revision,
+    };
+    let Committed { index, value } = gateway.store().update(command, gateway.limits().request).await?;
+    Ok(with_index(Answer(session(value)), index))
 }
 
 /// Deletes a session with its entries; its turns that have not ended are cancelled.
@@ -215,7 +260,9 @@ fn session(row: state::Session) -> Session {
     Session {
         session_key: row.key,
         agent_id: row.agent_id,
+        label: given(row.label),
         model: given(row.model),
+        revision: row.revision,
         created_ms: row.created_ms,
         updated_ms: row.updated_ms,
         head_seq: row.head_seq,

@@ -124,6 +124,30 @@ impl Client {
         read(response, Effect::Possible).await
     }
 
+    /// Asks for a change of what is at `revision` still, if one is given.
+    ///
+    /// # Errors
+    /// As [`Client::post`].
+    pub(crate) async fn patch<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        key: &str,
+        revision: Option<u64>,
+        body: &impl Serialize,
+    ) -> Result<T, Failure> {
+        let response = self
+            .send(Effect::Possible, |place| {
+                let request = self.request(place, Method::PATCH, path, &[])?.header(http::IDEMPOTENCY_KEY, key);
+                Ok(match revision {
+                    Some(revision) => request.header(reqwest::header::IF_MATCH, revision),
+                    None => request,
+                }
+                .json(body))
+            })
+            .await?;
+        read(response, Effect::Possible).await
+    }
+
     /// # Errors
     /// As [`Client::post`].
     pub(crate) async fn delete<T: DeserializeOwned>(&self, path: &[&str], key: &str) -> Result<T, Failure> {

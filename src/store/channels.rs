@@ -189,6 +189,7 @@ pub fn change(outcome: Outcome) -> Result<(), Unchanged> {
         | Outcome::Swept(_)
         | Outcome::ModelSet(_)
         | Outcome::Enqueued(_)
-        | Outcome::Paired(_)) => Err(Unchanged::Other(Box::new(other))),
+        | Outcome::Paired(_)
+        | Outcome::SessionUpdated(_)) => Err(Unchanged::Other(Box::new(other))),
     }
 }

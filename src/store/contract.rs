@@ -8,7 +8,8 @@ use std::time::Duration;
 use futures::StreamExt;
 use openclaw_proto::ids::{InstanceId, SeqNum, SessionKey, TurnId};
 use openclaw_proto::state::{
-    Accept, AppendEntry, Complete, DeleteSession, Fail, InboxKey, ResetSession, Role, Turn, TurnState, Usage,
+    Accept, AppendEntry, Complete, DeleteSession, Fail, InboxKey, ResetSession, Role, Turn, TurnState, UpdateSession,
+    Usage,
 };
 
 use super::{AcceptError, Accepted, Committed, Consistency, EndTurnError, Event, ReadError, SessionStore, WriteError};
@@ -30,6 +31,7 @@ pub(crate) async fn run(make: impl AsyncFn() -> Store) {
     a_cancelled_turn_stays_cancelled(make().await).await;
     a_failed_turn_says_why_and_frees_its_session(make().await).await;
     appends_compare_the_head(make().await).await;
+    updates_compare_the_revision(make().await).await;
     resets_and_deletions(make().await).await;
     pages_are_in_order_and_bounded(make().await).await;
     reads_reflect_the_index_they_ask_for(make().await).await;
@@ -226,10 +228,34 @@ async fn appends_compare_the_head(store: Store) {
     let first = store.append(append("a", Some(0)), SOON).await.unwrap().value;
     assert_eq!(first.0, SeqNum(1));
     let refused = store.append(append("b", Some(0)), SOON).await;
-    assert!(matches!(refused, Err(WriteError::Conflict { expected: 0, actual: 1 })));
+    assert!(matches!(refused, Err(WriteError::Conflict { expected: 0, actual: 1, .. })));
     assert_eq!(store.append(append("a", Some(0)), SOON).await.unwrap().value, first);
     assert_eq!(store.append(append("c", None), SOON).await.unwrap().value.0, SeqNum(2));
     assert_eq!(texts(&store, "s").await, ["a", "c"]);
+}
+
+async fn updates_compare_the_revision(store: Store) {
+    let update = |id: &str, expected_revision| UpdateSession {
+        inbox: inbox(id, 5),
+        session_key: "s".into(),
+        label: Some(id.into()),
+        model: None,
+        expected_revision,
+    };
+    let first = store.update(update("a", Some(0)), SOON).await.unwrap();
+    assert_eq!((first.value.label.as_str(), first.value.revision), ("a", first.index));
+    let Err(WriteError::Conflict { index, expected: 0, actual }) = store.update(update("b", Some(0)), SOON).await
+    else {
+        panic!("the revision is another")
+    };
+    assert!(index > first.index && actual == first.index);
+    let second = store.update(update("c", Some(first.index)), SOON).await.unwrap();
+    let again = store.update(update("a", Some(0)), SOON).await.unwrap();
+    assert_eq!(again.value, first.value, "a repetition has the first answer");
+    let read = store.session(&key("s"), Consistency::AtLeast(second.index), SOON).await.unwrap().value.unwrap();
+    assert_eq!(read, second.value);
+    let nothing = UpdateSession { label: None, ..update("d", None) };
+    assert!(matches!(store.update(nothing, SOON).await, Err(WriteError::Refused { .. })));
 }
 
 async fn resets_and_deletions(store: Store) {

@@ -142,11 +142,12 @@ impl EndTurnError {
     }
 }
 
-/// Why a session was not appended to, reset or deleted.
+/// Why a session was not appended to, changed, reset or deleted.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum WriteError {
-    #[error("the session's head is {actual}, not {expected}")]
-    Conflict { expected: u64, actual: u64 },
+    /// Of an append it is the head, of an update the revision; `index` is that of the command that found it so.
+    #[error("the session is at {actual}, not at {expected}")]
+    Conflict { index: u64, expected: u64, actual: u64 },
     #[error("the idempotency key was used for another request")]
     KeyReused,
     #[error("no such session")]
@@ -190,6 +191,6 @@ mod tests {
         assert!(AcceptError::Commit(CommitError::NoQuorum { waited, reason: String::new() }).retryable());
         assert!(AcceptError::QueueFull { depth: 3 }.retryable());
         assert!(!AcceptError::KeyReused.retryable());
-        assert!(!WriteError::Conflict { expected: 1, actual: 2 }.retryable());
+        assert!(!WriteError::Conflict { index: 3, expected: 1, actual: 2 }.retryable());
     }
 }

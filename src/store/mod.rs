@@ -24,6 +24,7 @@ use openclaw_proto::state::command::Kind as Command;
 use openclaw_proto::state::outcome::Kind as Outcome;
 use openclaw_proto::state::{
     Accept, AppendEntry, Cancel, Complete, DeleteSession, Entry, Fail, Lease, ResetSession, Session, Turn, TurnState,
+    UpdateSession,
 };
 
 /// What a read must reflect.
@@ -159,7 +160,8 @@ impl dyn SessionStore {
             | Outcome::Swept(_)
             | Outcome::ModelSet(_)
             | Outcome::Enqueued(_)
-            | Outcome::Paired(_)) => return Err(unexpected("accept", other).into()),
+            | Outcome::Paired(_)
+            | Outcome::SessionUpdated(_)) => return Err(unexpected("accept", other).into()),
         };
         Ok(Committed { index, value })
     }
@@ -232,6 +234,20 @@ impl dyn SessionStore {
         }
     }
 
+    /// Sets a session's label, its model or both: the session as it is then.
+    ///
+    /// # Errors
+    /// [`WriteError::Conflict`] where the session's revision is not the expected one.
+    pub async fn update(&self, command: UpdateSession, timeout: Duration) -> Result<Committed<Session>, WriteError> {
+        match self.write("update", Command::UpdateSession(command), timeout).await? {
+            Committed { index, value: Outcome::SessionUpdated(updated) } => {
+                let session = updated.session.ok_or_else(|| unexpected("update", "updated without a session"))?;
+                Ok(Committed { index, value: session })
+            }
+            Committed { value, .. } => Err(unexpected("update", value).into()),
+        }
+    }
+
     async fn end_turn(
         &self,
         name: &'static str,
@@ -271,7 +287,8 @@ impl dyn SessionStore {
             | Outcome::Swept(_)
             | Outcome::ModelSet(_)
             | Outcome::Enqueued(_)
-            | Outcome::Paired(_)) => Err(unexpected(name, other).into()),
+            | Outcome::Paired(_)
+            | Outcome::SessionUpdated(_)) => Err(unexpected(name, other).into()),
         }
     }
 
@@ -283,11 +300,12 @@ impl dyn SessionStore {
     ) -> Result<Committed<Outcome>, WriteError> {
         let Committed { index, value } = self.commit(command, timeout).await?;
         match value {
-            done @ (Outcome::Appended(_) | Outcome::SessionReset(_) | Outcome::SessionDeleted(_)) => {
-                Ok(Committed { index, value: done })
-            }
+            done @ (Outcome::Appended(_)
+            | Outcome::SessionReset(_)
+            | Outcome::SessionDeleted(_)
+            | Outcome::SessionUpdated(_)) => Ok(Committed { index, value: done }),
             Outcome::Conflict(conflict) => {
-                Err(WriteError::Conflict { expected: conflict.expected, actual: conflict.actual })
+                Err(WriteError::Conflict { index, expected: conflict.expected, actual: conflict.actual })
             }
             Outcome::KeyReused(_) => Err(WriteError::KeyReused),
             Outcome::NotFound(_) => Err(WriteError::NotFound),

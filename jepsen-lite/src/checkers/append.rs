@@ -186,7 +186,13 @@ pub fn named(verdict: Verdict, history: &[Event]) -> Check {
                     of_key.entry(key).or_default().push(*op);
                 }
                 Call::Repeat { key, .. } => of_key.entry(key).or_default().push(*op),
-                Call::Read { .. } | Call::Turn { .. } | Call::Probe { .. } | Call::Say { .. } => {}
+                Call::Read { .. }
+                | Call::Turn { .. }
+                | Call::Probe { .. }
+                | Call::Say { .. }
+                | Call::Get { .. }
+                | Call::Set { .. }
+                | Call::Cas { .. } => {}
             }
         }
     }
@@ -241,7 +247,13 @@ fn operations(history: &[Event]) -> (Vec<Operation<'_>>, Vec<Operation<'_>>) {
                 let (repeat, session, text, key) = match call {
                     Call::Append { session, text, key } => (false, session, text, key),
                     Call::Repeat { session, text, key } => (true, session, text, key),
-                    Call::Read { .. } | Call::Turn { .. } | Call::Probe { .. } | Call::Say { .. } => continue,
+                    Call::Read { .. }
+                    | Call::Turn { .. }
+                    | Call::Probe { .. }
+                    | Call::Say { .. }
+                    | Call::Get { .. }
+                    | Call::Set { .. }
+                    | Call::Cas { .. } => continue,
                 };
                 let list = if repeat { &mut repeats } else { &mut appends };
                 at.insert(*op, (repeat, list.len()));
@@ -252,7 +264,13 @@ fn operations(history: &[Event]) -> (Vec<Operation<'_>>, Vec<Operation<'_>>) {
             }
             What::Fail { op, .. } => end(&mut appends, &mut repeats, at.get(op), End::Failed),
             What::Ok {
-                answer: Answer::Read { .. } | Answer::Replied { .. } | Answer::Ended { .. } | Answer::Answered,
+                answer:
+                    Answer::Read { .. }
+                    | Answer::Replied { .. }
+                    | Answer::Ended { .. }
+                    | Answer::Answered
+                    | Answer::Register { .. }
+                    | Answer::Mismatch { .. },
                 ..
             }
             | What::Info { .. }

@@ -7,6 +7,7 @@ pub mod availability;
 pub mod convergence;
 pub mod conversations;
 pub mod leases;
+pub mod register;
 pub mod single_owner;
 pub mod turn;
 

@@ -16,7 +16,7 @@ use crate::client::Client;
 use crate::cluster::{self, Instance, Names};
 use crate::workloads::channels::{self, Discord, Platform, Telegram};
 use crate::workloads::probe::{self, Broken};
-use crate::workloads::{Judged, Shared, Workload, append, turns};
+use crate::workloads::{Judged, Shared, Workload, append, register, turns};
 
 /// How soon a write to an instance that is up is answered. The first is its own deadline and something for a busy machine.
 const BOUNDS: Bounds =
@@ -27,11 +27,9 @@ const UNOWNED: Duration = Duration::from_secs(15);
 const SAY_EVERY: Duration = Duration::from_millis(250);
 /// How long one attempt to append waits for its answer, in milliseconds, drawn for each client.
 const ATTEMPT_MS: std::ops::Range<u64> = 200..400;
-/// Process numbers in the history: each workload has its own thousand.
-const TURNS: u32 = 2000;
-const TELEGRAM: u32 = 3000;
-const DISCORD: u32 = 4000;
-const PROBES: u32 = 9000;
+/// Clients that share a register, and the calls after which they take another: what a search for an order can bear.
+const SHARING: u32 = 4;
+const CALLS: u32 = 200;
 
 /// The world outside: chat platforms that are served before instances ask for them.
 pub(super) struct Stage {
@@ -47,7 +45,7 @@ impl Stage {
             match workload {
                 Workload::Telegram => stage.telegram = Some(Arc::new(Telegram::start(names).await?)),
                 Workload::Discord => stage.discord = Some(Arc::new(Discord::start(names).await?)),
-                Workload::Append | Workload::Turns => {}
+                Workload::Append | Workload::Register | Workload::Turns => {}
             }
         }
         Ok(stage)
@@ -80,13 +78,13 @@ impl Stage {
     ) -> Result<Cast> {
         let (run, seed) = (format!("run-{}", plan.schedule.seed), plan.schedule.seed);
         let pause = Duration::from_millis(plan.pause_ms);
-        let mut cast = Cast { append: None, turns: None, telegram: None, discord: None, probes: None };
+        let mut cast = Cast { append: None, register: None, turns: None, telegram: None, discord: None, probes: None };
         if let Some(platform) = &self.telegram {
-            let load = channels::Load::start(platform.clone(), TELEGRAM, SAY_EVERY, clients, shared).await?;
+            let load = channels::Load::start(platform.clone(), SAY_EVERY, clients, shared).await?;
             cast.telegram = Some(load);
         }
         if let Some(platform) = &self.discord {
-            let load = channels::Load::start(platform.clone(), DISCORD, SAY_EVERY, clients, shared).await?;
+            let load = channels::Load::start(platform.clone(), SAY_EVERY, clients, shared).await?;
             cast.discord = Some(load);
         }
         for workload in &self.workloads {
@@ -106,22 +104,29 @@ impl Stage {
                     };
                     cast.append = Some(append::Load::start_among(options, clients, shared)?);
                 }
-                Workload::Turns => {
-                    let (first_process, clients_of_it) = (TURNS, plan.clients);
-                    let options = turns::Options {
+                Workload::Register => {
+                    let options = register::Options {
                         run: run.clone(),
-                        first_process,
-                        clients: clients_of_it,
-                        give_up: 2 * RECOVERY,
+                        clients: plan.clients,
+                        sharing: SHARING,
+                        calls: CALLS,
+                        changes: None,
+                        attempt_ms: ATTEMPT_MS,
+                        give_up: RECOVERY,
                         pause,
                         seed,
                     };
+                    cast.register = Some(register::Load::start_among(options, clients, shared)?);
+                }
+                Workload::Turns => {
+                    let options =
+                        turns::Options { run: run.clone(), clients: plan.clients, give_up: 2 * RECOVERY, pause, seed };
                     cast.turns = Some(turns::Load::start(options, clients, shared)?);
                 }
                 Workload::Telegram | Workload::Discord => {}
             }
         }
-        cast.probes = Some(probe::Load::start(&run, PROBES, instances, clients, broken, shared)?);
+        cast.probes = Some(probe::Load::start(&run, instances, clients, broken, shared)?);
         Ok(cast)
     }
 }
@@ -129,6 +134,7 @@ impl Stage {
 /// The workloads of a run, playing.
 pub(super) struct Cast {
     append: Option<append::Load>,
+    register: Option<register::Load>,
     turns: Option<turns::Load>,
     telegram: Option<channels::Load<Telegram>>,
     discord: Option<channels::Load<Discord>>,
@@ -143,6 +149,9 @@ impl Cast {
         let names: Vec<String> = instances.iter().map(|instance| instance.id.to_string()).collect();
         if let Some(load) = self.append {
             checks.push(load.judge_all().await.context("judge append")?);
+        }
+        if let Some(load) = self.register {
+            checks.push(load.judge().await.context("judge register")?);
         }
         if let Some(load) = self.turns {
             checks.extend(load.judge().await.context("judge turns")?.checks);

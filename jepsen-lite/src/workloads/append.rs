@@ -73,11 +73,11 @@ impl Load {
     pub fn start_among(options: Options, targets: &[Client], shared: &Shared) -> Result<Self> {
         let mut tasks = JoinSet::new();
         let mut rng = StdRng::seed_from_u64(options.seed);
-        for process in 0..options.clients {
+        for number in 0..options.clients {
             let timeout = Duration::from_millis(rng.random_range(options.attempt_ms.clone()));
             let writer = Writer {
-                process,
-                session: session(&options, process % options.sessions)?,
+                process: shared.recorder.process(),
+                session: session(&options, number % options.sessions)?,
                 targets: targets.iter().map(|target| target.with_timeout(timeout)).collect(),
                 rng: StdRng::seed_from_u64(rng.random()),
                 options: options.clone(),

@@ -4,6 +4,7 @@ pub mod append;
 pub mod channels;
 pub mod probe;
 pub mod progress;
+pub mod register;
 pub mod turns;
 
 use std::sync::Arc;
@@ -22,6 +23,8 @@ use crate::names;
 pub enum Workload {
     /// Sessions as lists: nothing acknowledged is lost, doubled or moved, a repeated key gets its first answer, a read from any instance sees all that was acknowledged before it
     Append,
+    /// Labels of sessions as registers: read, set and compared-and-set at any instance, they are linearizable
+    Register,
     /// Conversations with the model: each turn ends once, one at a time in a session, and streams go on at other instances without gap or repeat
     Turns,
     /// A bot on Telegram: one owner at a time, and each message has one answer
@@ -32,7 +35,7 @@ pub enum Workload {
 
 impl Workload {
     /// All of them, in the order of `list`.
-    pub const ALL: [Self; 4] = [Self::Append, Self::Turns, Self::Telegram, Self::Discord];
+    pub const ALL: [Self; 5] = [Self::Append, Self::Register, Self::Turns, Self::Telegram, Self::Discord];
 
     /// As on the command line.
     pub fn name(self) -> String {
@@ -43,6 +46,7 @@ impl Workload {
     pub fn operations(self) -> &'static [&'static str] {
         match self {
             Self::Append => &["append", "read"],
+            Self::Register => &["get", "set", "cas"],
             Self::Turns => &["turn"],
             Self::Telegram | Self::Discord => &["say"],
         }

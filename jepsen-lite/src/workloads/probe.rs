@@ -46,7 +46,6 @@ impl Load {
     /// When the run's name does not fit into a session key.
     pub fn start(
         run: &str,
-        first_process: u32,
         instances: &[Instance],
         clients: &[Client],
         broken: &Broken,
@@ -55,7 +54,7 @@ impl Load {
         let mut tasks = JoinSet::new();
         for ((instance, client), number) in instances.iter().zip(clients).zip(0_u32..) {
             let prober = Prober {
-                process: first_process + number,
+                process: shared.recorder.process(),
                 instance: number as usize,
                 name: instance.id.to_string(),
                 session: SessionKey::parse(format!("{run}-probe-{number}")).context("session key of the run")?,

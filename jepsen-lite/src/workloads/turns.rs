@@ -30,8 +30,6 @@ const PAUSE: Duration = Duration::from_millis(20);
 pub struct Options {
     /// Names the run: its sessions and keys are its own.
     pub run: String,
-    /// The first process number in the history.
-    pub first_process: u32,
     pub clients: u32,
     /// How long a message is repeated, and then its answer waited for.
     pub give_up: Duration,
@@ -59,7 +57,7 @@ impl Load {
         let mut rng = StdRng::seed_from_u64(options.seed);
         for number in 0..options.clients {
             let talker = Talker {
-                process: options.first_process + number,
+                process: shared.recorder.process(),
                 session: session(&options, number / 2)?,
                 targets: targets.to_vec(),
                 rng: StdRng::seed_from_u64(rng.random()),
@@ -243,7 +241,6 @@ mod tests {
         let fake = Fake::start(mischief).await;
         let options = Options {
             run: "test".into(),
-            first_process: 0,
             clients: 1,
             give_up: Duration::from_secs(10),
             pause: Duration::ZERO,

@@ -10,7 +10,7 @@ pub use channels::*;
 pub use error::{Error, ErrorBody, ErrorCode};
 pub use openai::*;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
 /// Header that names a write across retries.
@@ -19,7 +19,7 @@ pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
 pub const INSTANCE: &str = "x-openclaw-instance";
 /// Header of every answer and of its log lines.
 pub const REQUEST_ID: &str = "x-request-id";
-/// Header of a commit: its log index.
+/// Header of a commit: its log index. Of a session that was read: the log index that the answer reflects at least.
 pub const INDEX: &str = "x-openclaw-index";
 /// Header of a read: the answer must reflect at least this log index.
 pub const MIN_INDEX: &str = "x-openclaw-min-index";
@@ -188,8 +188,14 @@ pub struct TurnError {
 pub struct Session {
     pub session_key: String,
     pub agent_id: String,
+    /// Its name for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
+    /// Grows with each change of the label or the model, and with nothing else: the log index of the last one; 0: none.
+    #[serde(default)]
+    pub revision: u64,
     pub created_ms: u64,
     pub updated_ms: u64,
     pub head_seq: u64,
@@ -200,6 +206,25 @@ pub struct Session {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub running_turn: Option<String>,
     pub queued_turns: Vec<String>,
+}
+
+/// `PATCH /api/v1/sessions/{key}`. What is absent stays as it is, `null` clears.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct UpdateSessionRequest {
+    /// A name for people; at most 256 bytes.
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub label: Option<Option<String>>,
+    /// `<provider>/<model>` for the turns from now on.
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub model: Option<Option<String>>,
+}
+
+/// Tells a field that is `null` from one that is absent.
+fn present<'de, D: Deserializer<'de>>(field: D) -> Result<Option<Option<String>>, D::Error> {
+    Option::deserialize(field).map(Some)
 }
 
 /// `GET /api/v1/sessions`.

@@ -21,6 +21,7 @@ pub(super) struct Key<'a> {
 }
 
 /// Whether the external id was used before.
+#[expect(clippy::large_enum_variant, reason = "it lives for one match; a box would cost more")]
 pub(super) enum Seen {
     Never,
     /// With the same body: this is what it did.

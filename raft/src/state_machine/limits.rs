@@ -7,6 +7,8 @@ use super::change::Halt;
 pub const MAX_TEXT_BYTES: usize = 1024 * 1024;
 /// `<provider>/<model>`.
 pub const MAX_MODEL_BYTES: usize = 256;
+/// A name that people give to a session.
+pub const MAX_SESSION_LABEL_BYTES: usize = 256;
 pub const MAX_ERROR_CODE_BYTES: usize = 64;
 /// Longer messages are cut, not refused: a turn that failed must be able to say so.
 pub const MAX_ERROR_MESSAGE_BYTES: usize = 4096;

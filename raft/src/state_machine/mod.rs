@@ -33,7 +33,7 @@ pub use inbox::INBOX_RETENTION;
 pub use leases::MAX_CURSOR_BYTES;
 pub use limits::{
     MAX_ACCOUNT_BYTES, MAX_ERROR_CODE_BYTES, MAX_ERROR_MESSAGE_BYTES, MAX_EXTERNAL_ID_BYTES, MAX_MODEL_BYTES,
-    MAX_QUEUED_TURNS, MAX_TEXT_BYTES,
+    MAX_QUEUED_TURNS, MAX_SESSION_LABEL_BYTES, MAX_TEXT_BYTES,
 };
 pub use outbox::{FAILED_RETENTION, MAX_NOTICE_BYTES};
 pub use pairings::{CODE_LIFE, MAX_WAITING};
@@ -140,6 +140,7 @@ fn answer<T: Tables + ?Sized>(change: &mut Change<'_, T>, kind: &command::Kind) 
         command::Kind::ApprovePairing(command) => pairings::approve(change, command),
         command::Kind::RemovePairing(command) => pairings::remove(change, command),
         command::Kind::ShowPreview(command) => turns::show_preview(change, command),
+        command::Kind::UpdateSession(command) => sessions::update(change, command),
     }
 }
 

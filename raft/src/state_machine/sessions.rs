@@ -4,7 +4,7 @@ use openclaw_proto::ids::SessionKey;
 use openclaw_proto::state::inbox_record::Answer as Stored;
 use openclaw_proto::state::{
     AppendEntry, Appended, Conflict, DeleteSession, Entry, KeyReused, ModelSet, NotFound, ResetSession, Role, Session,
-    SessionDeleted, SessionReset, SetModel, TurnState, outcome,
+    SessionDeleted, SessionReset, SessionUpdated, SetModel, TurnState, UpdateSession, outcome,
 };
 
 use super::change::{Answer, Change, Halt};
@@ -94,10 +94,54 @@ pub(super) fn set_model<T: Tables + ?Sized>(change: &mut Change<'_, T>, command:
         None => new(key, change.now_ms),
     };
     session.model.clone_from(&command.model);
+    session.revision = change.at.index;
     change.put_session(&mut session);
     let set = ModelSet { model: command.model.clone() };
     inbox.record(change, Stored::ModelSet(set.clone()));
     Ok(outcome::Kind::ModelSet(set))
+}
+
+/// Sets a session's label, its model or both, if nobody has set either since the caller looked; the session begins with
+/// it, if it does not exist yet.
+pub(super) fn update<T: Tables + ?Sized>(change: &mut Change<'_, T>, command: &UpdateSession) -> Answer {
+    let inbox = inbox::Key::parse(command.inbox.as_ref())?;
+    let key = SessionKey::parse(command.session_key.as_str())?;
+    if let Some(label) = &command.label
+        && !label.is_empty()
+    {
+        limits::name("label", label, limits::MAX_SESSION_LABEL_BYTES)?;
+    }
+    if let Some(model) = &command.model {
+        limits::at_most("model", model, limits::MAX_MODEL_BYTES)?;
+    }
+    if command.label.is_none() && command.model.is_none() {
+        return Err(Halt::Refused("there is nothing to set".to_owned()));
+    }
+    match inbox.seen(change)? {
+        Seen::Never => {}
+        Seen::Same(Stored::SessionUpdated(updated)) => return Ok(outcome::Kind::SessionUpdated(updated)),
+        Seen::Same(_) | Seen::OtherBody => return Ok(outcome::Kind::KeyReused(KeyReused {})),
+    }
+    let session = change.session(key.as_str())?;
+    let actual = session.as_ref().map_or(0, |session| session.revision);
+    if let Some(expected) = command.expected_revision
+        && expected != actual
+    {
+        return Ok(outcome::Kind::Conflict(Conflict { expected, actual }));
+    }
+
+    let mut session = session.unwrap_or_else(|| new(key, change.now_ms));
+    if let Some(label) = &command.label {
+        session.label.clone_from(label);
+    }
+    if let Some(model) = &command.model {
+        session.model.clone_from(model);
+    }
+    session.revision = change.at.index;
+    change.put_session(&mut session);
+    let updated = SessionUpdated { session: Some(session) };
+    inbox.record(change, Stored::SessionUpdated(updated.clone()));
+    Ok(outcome::Kind::SessionUpdated(updated))
 }
 
 /// Removes a session with its entries; its turns that have not ended are cancelled.

@@ -3,6 +3,7 @@
 mod openai;
 mod operators;
 mod refused;
+mod sessions;
 mod sockets;
 mod streams;
 mod turns;
@@ -349,6 +350,14 @@ impl Instance {
 
     async fn post_with(&self, path: &str, body: Value, headers: &[(&str, &str)]) -> Response {
         let mut request = Request::post(path).header(CONTENT_TYPE, "application/json");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        self.send(request, body.to_string()).await
+    }
+
+    async fn patch(&self, path: &str, body: Value, headers: &[(&str, &str)]) -> Response {
+        let mut request = Request::patch(path).header(CONTENT_TYPE, "application/json");
         for (name, value) in headers {
             request = request.header(*name, *value);
         }

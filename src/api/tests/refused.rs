@@ -120,6 +120,39 @@ async fn malformed_requests_have_their_documented_answers() {
     for value in ["x", "-1", "*", "\"1", "1.5", ""] {
         cases.push((post.clone(), entries.into(), vec![json_type, ("if-match", value)], appended.into(), 400));
     }
+    // Updates.
+    let session = "/api/v1/sessions/s";
+    let long_label = format!(r#"{{"label":"{}"}}"#, "x".repeat(257));
+    let long_model = format!(r#"{{"model":"paced/{}"}}"#, "x".repeat(300));
+    for (path, body) in [
+        (session, ""),
+        (session, "{"),
+        (session, "null"),
+        (session, "{}"),
+        (session, r#"{"label":5}"#),
+        (session, r#"{"label":""}"#),
+        (session, r#"{"label":"a\nb"}"#),
+        (session, r#"{"label":["x"]}"#),
+        (session, r#"{"label":"x","label":"y"}"#),
+        (session, r#"{"label":"x","lable":"y"}"#),
+        (session, r#"{"label":"x","revision":1}"#),
+        (session, r#"{"model":""}"#),
+        (session, r#"{"model":"none"}"#),
+        (session, r#"{"model":"none/x"}"#),
+        (session, &long_label),
+        (session, &long_model),
+        ("/api/v1/sessions/cron:x", r#"{"label":"x"}"#),
+        ("/api/v1/sessions/a%20b", r#"{"label":"x"}"#),
+    ] {
+        cases.push((Method::PATCH, path.into(), vec![json_type], body.into(), 400));
+    }
+    let labelled = r#"{"label":"x"}"#;
+    cases.push((Method::PATCH, session.into(), vec![], labelled.into(), 415));
+    cases.push((Method::PATCH, session.into(), vec![json_type, ("if-match", "7")], labelled.into(), 412));
+    cases.push((Method::PATCH, session.into(), vec![json_type, ("idempotency-key", "a b")], labelled.into(), 400));
+    for value in ["x", "-1", "*", "\"1", ""] {
+        cases.push((Method::PATCH, session.into(), vec![json_type, ("if-match", value)], labelled.into(), 400));
+    }
     // Reads.
     let get = Method::GET;
     for (path, status) in [

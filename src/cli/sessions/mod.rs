@@ -14,7 +14,7 @@ use super::exit::{Exit, Failure};
 use super::output::{self, Align, Table, facts, note, or_dash, printable, span};
 use super::target::Connection;
 
-/// List, read, export and delete conversations
+/// List, read, name, export and delete conversations
 #[derive(Debug, Args)]
 #[command(subcommand_required = true, arg_required_else_help = true)]
 pub(super) struct Sessions {
@@ -40,6 +40,23 @@ enum Command {
         /// Latest entries to show
         #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
         entries: u32,
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Set a session's label, its model or both; an empty text clears
+    Set {
+        /// Session key, as `sessions list` prints it
+        #[arg(value_parser = SessionKey::from_caller)]
+        key: SessionKey,
+        /// A name for people
+        #[arg(long, value_name = "TEXT", required_unless_present = "model")]
+        label: Option<String>,
+        /// The model of its turns from now on
+        #[arg(long, value_name = "PROVIDER/MODEL")]
+        model: Option<String>,
+        /// Only if this is the session's revision still, as `sessions show` prints it
+        #[arg(long, value_name = "REVISION")]
+        if_revision: Option<u64>,
         #[command(flatten)]
         connection: Connection,
     },
@@ -83,6 +100,11 @@ pub(super) async fn run(arguments: Sessions, json: bool) -> Result<Exit, Failure
     match arguments.command {
         Command::List { limit, connection } => list(&Client::new(&connection)?, limit, json).await,
         Command::Show { key, entries, connection } => show(&Client::new(&connection)?, &key, entries, json).await,
+        Command::Set { key, label, model, if_revision, connection } => {
+            let given = |text: Option<String>| text.map(|text| (!text.is_empty()).then_some(text));
+            let update = http::UpdateSessionRequest { label: given(label), model: given(model) };
+            set(&Client::new(&connection)?, &key, &update, if_revision, json).await
+        }
         Command::Export { key, format, output, connection } => {
             export(&Client::new(&connection)?, &key, format, output.as_deref()).await
         }
@@ -135,6 +157,7 @@ async fn list(client: &Client, limit: u32, json: bool) -> Result<Exit, Failure> 
 fn table(sessions: &[http::Session], now_ms: u64) -> Table {
     let mut table = Table::new([
         ("SESSION", Align::Left),
+        ("LABEL", Align::Left),
         ("AGENT", Align::Left),
         ("MODEL", Align::Left),
         ("ENTRIES", Align::Right),
@@ -146,6 +169,7 @@ fn table(sessions: &[http::Session], now_ms: u64) -> Table {
     for session in sessions {
         table.row([
             session.session_key.clone(),
+            or_dash(session.label.as_deref()),
             session.agent_id.clone(),
             or_dash(session.model.as_deref()),
             session.head_seq.to_string(),
@@ -188,8 +212,10 @@ fn render(session: &http::Session, entries: &[http::Entry], now_ms: u64) -> Stri
     let ago = |ms: u64| format!("{} ({} ago)", transcript::iso(ms), span(now_ms.saturating_sub(ms)));
     let mut lines = vec![
         ("session", session.session_key.clone()),
+        ("label", or_dash(session.label.as_deref())),
         ("agent", session.agent_id.clone()),
         ("model", session.model.clone().unwrap_or_else(|| "the agent's own".to_owned())),
+        ("revision", session.revision.to_string()),
         ("created", ago(session.created_ms)),
         ("updated", ago(session.updated_ms)),
         ("entries", session.head_seq.to_string()),
@@ -207,6 +233,19 @@ fn render(session: &http::Session, entries: &[http::Entry], now_ms: u64) -> Stri
         text.push_str(&format!("\n{}\n{}\n", printable(&head), printable(entry.text.trim_end())));
     }
     text
+}
+
+async fn set(
+    client: &Client,
+    key: &SessionKey,
+    update: &http::UpdateSessionRequest,
+    revision: Option<u64>,
+    json: bool,
+) -> Result<Exit, Failure> {
+    let path = ["api", "v1", "sessions", key.as_str()];
+    let session: http::Session = client.patch(&path, IdempotencyKey::random().as_str(), revision, update).await?;
+    output::answer(json, &session, || format!("{key} is at revision {} now\n", session.revision))?;
+    Ok(Exit::Ok)
 }
 
 pub(super) fn role(role: Role) -> &'static str {
@@ -312,7 +351,9 @@ mod tests {
         http::Session {
             session_key: "agent:main:main".into(),
             agent_id: "main".into(),
+            label: None,
             model: None,
+            revision: 0,
             created_ms: 1_780_000_000_000,
             updated_ms: 1_780_000_060_000,
             head_seq: 2,
@@ -341,12 +382,13 @@ mod tests {
     fn the_list_is_a_table() {
         let mut busy = example();
         busy.session_key = "agent:main:telegram:direct:7".into();
+        busy.label = Some("Ann".into());
         busy.running_turn = Some("t".into());
         busy.queued_turns = vec!["u".into(), "v".into()];
         insta::assert_snapshot!(table(&[example(), busy], 1_780_000_180_000).render(), @r"
-        SESSION                       AGENT  MODEL  ENTRIES  TURNS  TOKENS    UPDATED  STATE
-        agent:main:main               main   -            2      1      15  2 min ago  idle
-        agent:main:telegram:direct:7  main   -            2      1      15  2 min ago  running, 2 waiting
+        SESSION                       LABEL  AGENT  MODEL  ENTRIES  TURNS  TOKENS    UPDATED  STATE
+        agent:main:main               -      main   -            2      1      15  2 min ago  idle
+        agent:main:telegram:direct:7  Ann    main   -            2      1      15  2 min ago  running, 2 waiting
         ");
     }
 
@@ -354,14 +396,16 @@ mod tests {
     fn a_shown_session_cannot_drive_the_terminal() {
         let entries = [entry(1, Role::User, "hi\x1b[2J\n"), entry(2, Role::Assistant, "hi")];
         insta::assert_snapshot!(render(&example(), &entries, 1_780_000_060_500), @r"
-        session  agent:main:main
-        agent    main
-        model    the agent's own
-        created  2026-05-28T20:26:40.000Z (60 s ago)
-        updated  2026-05-28T20:27:40.000Z (500 ms ago)
-        entries  2
-        tokens   10 in, 5 out
-        turns    1, idle
+        session   agent:main:main
+        label     -
+        agent     main
+        model     the agent's own
+        revision  0
+        created   2026-05-28T20:26:40.000Z (60 s ago)
+        updated   2026-05-28T20:27:40.000Z (500 ms ago)
+        entries   2
+        tokens    10 in, 5 out
+        turns     1, idle
 
         1 user, 2026-05-28T20:26:40.001Z
         hi�[2J

@@ -136,7 +136,6 @@ fn unix_now() -> Duration {
 #[derive(Debug)]
 pub struct Load<P> {
     platform: Arc<P>,
-    first_process: u32,
     clients: Vec<Client>,
     shared: Shared,
     talk: Talk,
@@ -147,16 +146,10 @@ impl<P: Platform> Load<P> {
     ///
     /// # Errors
     /// When no instance listens.
-    pub async fn start(
-        platform: Arc<P>,
-        first_process: u32,
-        pause: Duration,
-        clients: &[Client],
-        shared: &Shared,
-    ) -> Result<Self> {
+    pub async fn start(platform: Arc<P>, pause: Duration, clients: &[Client], shared: &Shared) -> Result<Self> {
         platform.is_listened_to().await.with_context(|| format!("wait for the bot on {}", P::NAME))?;
         let talk = Talk::start(platform.clone(), pause);
-        Ok(Self { platform, first_process, clients: clients.to_vec(), shared: shared.clone(), talk })
+        Ok(Self { platform, clients: clients.to_vec(), shared: shared.clone(), talk })
     }
 
     /// Stops talking, waits for the answers, and judges: answers and owners. Processes were stopped as `stops` say, and
@@ -169,7 +162,7 @@ impl<P: Platform> Load<P> {
         let verdict = judge_answers(&self.clients, &*self.platform, &asked, GIVE_UP).await?;
         let until = Instant::now();
         let answered = self.platform.answered();
-        remember(&self.shared, self.first_process, &self.platform.account(), &asked, &answered);
+        remember(&self.shared, &self.platform.account(), &asked, &answered);
         let found = |anomaly: &str, message: String| Found { anomaly: anomaly.to_owned(), message, ops: Vec::new() };
         let answers = Check {
             checker: format!("{} answers", P::NAME),
@@ -210,13 +203,14 @@ impl<P: Platform> Load<P> {
 }
 
 /// Puts what people said, and when they were answered, into the history: the platform kept the record.
-fn remember(shared: &Shared, first_process: u32, account: &str, asked: &[Asked], answered: &[Answered]) {
+fn remember(shared: &Shared, account: &str, asked: &[Asked], answered: &[Answered]) {
     let (now, unix_now) = (shared.recorder.begin().elapsed(), unix_now());
+    let people: Vec<u32> = (0..PEOPLE).map(|_| shared.recorder.process()).collect();
     let at_us = |at: Duration| u64::try_from(now.saturating_sub(unix_now.saturating_sub(at)).as_micros()).unwrap_or(0);
-    for (one, number) in asked.iter().zip(0_u32..) {
+    for (one, number) in asked.iter().zip(0_usize..) {
         let Question { chat, message } = one.question.clone();
         let answer = answered.iter().find(|answer| answer.chat == chat && answer.to.as_ref() == Some(&message));
-        let process = first_process + number % PEOPLE as u32;
+        let process = people[number % PEOPLE];
         let call = Call::Say { account: account.to_owned(), chat, message };
         let ended = answer.map(|answer| (at_us(answer.at).max(at_us(one.at)), Answer::Answered));
         shared.recorder.add(process, call, at_us(one.at), ended);

@@ -344,7 +344,9 @@ fn a_sessions_model_is_that_of_its_next_turns() {
         Kind::SetModel(SetModel { inbox: key(id), session_key: SESSION.into(), model: model.into() })
     };
     machine.apply(set("a", "echo/other"));
+    let revision = machine.index;
     assert_eq!(machine.apply(set("a", "echo/other")), Outcome::ModelSet(ModelSet { model: "echo/other".into() }));
+    assert_eq!(machine.session().revision, revision, "a repetition changes nothing");
     let Kind::Accept(message) = accept(1, "n1") else { unreachable!() };
     machine.apply(Kind::Accept(Accept { model: String::new(), ..message }));
     assert_eq!(machine.turn(1).model, "echo/other");

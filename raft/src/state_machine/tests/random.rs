@@ -6,7 +6,7 @@ use openclaw_proto::state::update_intent::Step as Fate;
 use openclaw_proto::state::{
     ApprovePairing, Cursor, Enqueue, ForgetInstance, Intent, IntentState, Lease, MoveLease, Pairing, PlaceLeases,
     ReleaseLease, RemovePairing, ReplyAddress, RequestPairing, SaveCursor, SetModel, ShowPreview, Sweep, TurnState,
-    UpdateIntent,
+    UpdateIntent, UpdateSession,
 };
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -84,6 +84,12 @@ enum Step {
     SetModel {
         key: u32,
         session: u32,
+    },
+    Update {
+        key: u32,
+        body: u32,
+        session: u32,
+        expected: Option<Number>,
     },
     Release {
         account: u32,
@@ -211,8 +217,11 @@ fn of_conversations() -> impl Strategy<Value = Step> {
         6 => (turn.clone(), number()).prop_map(|(turn, token)| Step::Complete { turn, token }),
         2 => (turn.clone(), number()).prop_map(|(turn, token)| Step::Fail { turn, token }),
         2 => turn.prop_map(|turn| Step::Cancel { turn }),
-        3 => (key.clone(), body, session.clone(), proptest::option::of(number())).prop_map(
+        3 => (key.clone(), body.clone(), session.clone(), proptest::option::of(number())).prop_map(
             |(key, body, session, expected)| Step::Append { key, body, session, expected }
+        ),
+        3 => (key.clone(), body, session.clone(), proptest::option::of(number())).prop_map(
+            |(key, body, session, expected)| Step::Update { key, body, session, expected }
         ),
         1 => (key.clone(), session.clone()).prop_map(|(key, session)| Step::Reset { key, session }),
         1 => (key, session).prop_map(|(key, session)| Step::Delete { key, session }),
@@ -314,6 +323,17 @@ fn kind(tables: &MemoryTables, step: &Step) -> Kind {
             session_key: session_key(session),
             model: "echo/other".to_owned(),
         }),
+        Step::Update { key, body, session, expected } => {
+            let session_key = session_key(session);
+            let revision = state.sessions.get(&session_key).map_or(0, |session| session.revision);
+            Kind::UpdateSession(UpdateSession {
+                inbox: inbox(&key.to_string(), &body.to_string()),
+                session_key,
+                label: (body == 0).then(|| format!("label {key}")),
+                model: (body == 1).then(String::new),
+                expected_revision: expected.map(|expected| expected.given(revision)),
+            })
+        }
         Step::Release { account, token } => {
             let account = account_name(account);
             Kind::ReleaseLease(ReleaseLease { fencing_token: token.given(lease_of(&account)), account })
@@ -390,6 +410,7 @@ fn as_owner(kind: &Kind) -> Option<(&str, u64)> {
         | Kind::PlaceLeases(_)
         | Kind::Sweep(_)
         | Kind::SetModel(_)
+        | Kind::UpdateSession(_)
         | Kind::Enqueue(_)
         | Kind::UpdateIntent(_)
         | Kind::RequestPairing(_)
@@ -590,6 +611,12 @@ impl State {
     fn check_after(&self, before: &Self, index: u64, events: &[Event]) {
         assert!(self.clock_ms >= before.clock_ms);
         self.check_channels_after(before, index, events);
+        for (key, session) in &self.sessions {
+            let earlier = before.sessions.get(key).cloned().unwrap_or_default();
+            let set = (&session.label, &session.model) != (&earlier.label, &earlier.model);
+            assert!(!set || session.revision == index, "{key} was changed, and its revision is not of the change");
+            assert!(session.revision == earlier.revision || session.revision == index, "revisions are log indexes");
+        }
         for (id, turn) in &self.turns {
             let Some(earlier) = before.turns.get(id) else { continue };
             assert!(turn.fencing_token >= earlier.fencing_token, "the token of {id} only grows");
@@ -664,7 +691,7 @@ fn the_random_logs_meet_every_outcome() {
         let steps = steps().new_tree(&mut runner).unwrap().current();
         run(&steps, |outcome| *met.entry(crate::command::outcome_name(outcome)).or_insert(0) += 1);
     }
-    assert_eq!(met.len(), 20, "{met:?}");
+    assert_eq!(met.len(), 21, "{met:?}");
     assert!(met.values().all(|times| *times >= 5), "{met:?}");
 }
 
@@ -717,7 +744,7 @@ proptest! {
 
     /// Whatever stands in the log, every instance goes on.
     #[test]
-    fn no_bytes_make_it_fail(bytes in proptest::collection::vec(any::<u8>(), 0..80), kind in 10u32..38) {
+    fn no_bytes_make_it_fail(bytes in proptest::collection::vec(any::<u8>(), 0..80), kind in 10u32..39) {
         let mut encoded = Vec::new();
         prost::encoding::encode_key(kind, prost::encoding::WireType::LengthDelimited, &mut encoded);
         prost::encoding::encode_varint(bytes.len() as u64, &mut encoded);

@@ -1,4 +1,7 @@
-use openclaw_proto::state::{Appended, Conflict, KeyReused, NotFound, SessionDeleted, SessionReset, TurnState};
+use openclaw_proto::state::{
+    Appended, Conflict, KeyReused, NotFound, SessionDeleted, SessionReset, SessionUpdated, SetModel, TurnState,
+    UpdateSession,
+};
 
 use super::*;
 
@@ -72,6 +75,79 @@ fn a_reset_hides_what_was_said_and_keeps_it() {
     assert_eq!(machine.apply(reset("r")), answer, "a repetition resets nothing more");
     assert_eq!(machine.session().reset_seq, 1);
     assert_eq!(machine.texts(), ["first", "second"]);
+}
+
+fn update(external_id: &str, label: Option<&str>, model: Option<&str>, expected_revision: Option<u64>) -> Kind {
+    Kind::UpdateSession(UpdateSession {
+        inbox: inbox(external_id, label.or(model).unwrap_or_default()),
+        session_key: SESSION.to_owned(),
+        label: label.map(str::to_owned),
+        model: model.map(str::to_owned),
+        expected_revision,
+    })
+}
+
+#[test]
+fn label_and_model_are_set_apart_and_the_revision_is_the_index_of_the_last_change() {
+    let mut machine = Machine::default();
+    let set = |machine: &mut Machine, label: Option<&str>, model: Option<&str>| {
+        let id = machine.index.to_string();
+        let outcome = machine.apply(update(&id, label, model, None));
+        assert_eq!(outcome, Outcome::SessionUpdated(SessionUpdated { session: Some(machine.session()) }));
+        let session = machine.session();
+        assert_eq!(session.revision, machine.index);
+        (session.label, session.model)
+    };
+    let pair = |label: &str, model: &str| (label.to_owned(), model.to_owned());
+    assert_eq!(set(&mut machine, Some("Graz"), None), pair("Graz", ""), "the first one creates the session");
+    assert_eq!(set(&mut machine, None, Some("echo/other")), pair("Graz", "echo/other"));
+    assert_eq!(set(&mut machine, Some(""), None), pair("", "echo/other"), "empty: none");
+    assert_eq!(set(&mut machine, Some("Linz"), Some("")), pair("Linz", ""));
+    assert_eq!(set(&mut machine, Some("Linz"), Some("")), pair("Linz", ""), "the same again is a change too");
+    let revision = machine.session().revision;
+    machine.apply(append("a", "text"));
+    assert_eq!(machine.session().revision, revision, "entries are no change of it");
+    let model = SetModel { inbox: inbox("m", ""), session_key: SESSION.to_owned(), model: "echo/echo".to_owned() };
+    machine.apply(Kind::SetModel(model));
+    assert_eq!(machine.session().revision, machine.index);
+}
+
+#[test]
+fn of_two_updates_that_saw_the_same_revision_one_wins() {
+    let mut machine = Machine::default();
+    let conflict = |expected, actual| Outcome::Conflict(Conflict { expected, actual });
+    assert_eq!(machine.apply(update("a", Some("a"), None, Some(7))), conflict(7, 0));
+    assert_eq!(machine.session_if_any(), None);
+    machine.apply(update("b", Some("b"), None, Some(0)));
+    let seen = machine.index;
+    assert_eq!(machine.apply(update("c", Some("c"), None, Some(0))), conflict(0, seen));
+    machine.apply(update("d", Some("d"), None, Some(seen)));
+    assert_eq!(machine.apply(update("e", Some("e"), None, Some(seen))), conflict(seen, seen + 2));
+    assert_eq!(machine.session().label, "d");
+}
+
+#[test]
+fn a_repeated_update_gets_the_first_answer() {
+    let mut machine = Machine::default();
+    let first = machine.apply(update("a", Some("a"), None, Some(0)));
+    machine.apply(update("b", Some("b"), None, None));
+    assert_eq!(machine.apply(update("a", Some("a"), None, Some(0))), first);
+    assert_eq!(machine.apply(update("a", Some("other"), None, None)), Outcome::KeyReused(KeyReused {}));
+    assert_eq!(machine.session().label, "b");
+    // One that was refused changed nothing, so its key is free.
+    machine.apply(update("c", Some("c"), None, Some(1)));
+    let revision = machine.session().revision;
+    assert!(matches!(machine.apply(update("c", Some("c"), None, Some(revision))), Outcome::SessionUpdated(_)));
+}
+
+#[test]
+fn an_update_that_sets_nothing_or_too_much_is_refused() {
+    let mut machine = Machine::default();
+    assert_eq!(machine.refused(update("a", None, None, None)), "there is nothing to set");
+    let long = "x".repeat(257);
+    assert!(machine.refused(update("a", Some(&long), None, None)).contains("label has 257 bytes"));
+    assert!(machine.refused(update("a", Some("a\nb"), None, None)).contains("label has a control character"));
+    assert!(machine.refused(update("a", None, Some(&long), None)).contains("model has 257 bytes"));
 }
 
 #[test]
