@@ -2,7 +2,8 @@
 # Brings a Debian or Ubuntu machine that has Rust to where this repository builds. Quick when all is there.
 #
 #   scripts/setup.sh           the C++ compiler and libclang, and RocksDB (about 15 minutes of two cores, once per machine)
-#   scripts/setup.sh --tests   also what tests use: a browser with its driver, Nginx, Node, Python's openai package
+#   scripts/setup.sh --tests   also what tests use: a browser with its driver, Nginx, Node, Python's openai package, and what
+#                              makes network namespaces
 #   scripts/setup.sh --bench   also etcd, which `cargo jepsen bench --etcd /usr/bin/etcd` measures beside us
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
@@ -46,6 +47,9 @@ if [ -n "$tests" ]; then
   has chromedriver || need chromium-driver
   has nginx || need nginx
   has node || need nodejs
+  has ip || need iproute2
+  has nft || need nftables
+  { has unshare && has setpriv; } || need util-linux
   # Debian's Python can make no environment without it.
   { has python3 && python3 -c 'import ensurepip' 2> /dev/null; } || need python3-venv
 fi

@@ -18,6 +18,7 @@ pub mod commands;
 pub mod fakes;
 pub mod figures;
 pub mod history;
+pub mod lab;
 pub mod nemesis;
 pub mod network;
 pub mod process;
