@@ -4,8 +4,10 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use jepsen_lite::commands::Common;
 use jepsen_lite::commands::{bench, channels, durability, failover, footprint, list, run, turns};
 use jepsen_lite::fakes;
+use jepsen_lite::lab::enter::{self, Entered};
 
 /// Starts real instances, breaks or loads them, and judges what their clients were told.
 #[derive(Debug, Parser)]
@@ -37,9 +39,45 @@ enum Command {
     Fake(fakes::cli::Args),
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    let report = match Arguments::parse().command {
+impl Command {
+    /// What it is told like every command that starts instances.
+    fn common(&self) -> Option<&Common> {
+        match self {
+            Self::Run(options) => Some(&options.common),
+            Self::Durability(options) => Some(&options.common),
+            Self::Failover(options) => Some(&options.common),
+            Self::Bench(options) => Some(&options.common),
+            Self::Turns(options) => Some(&options.common),
+            Self::Channels(options) => Some(&options.common),
+            Self::Footprint(options) => Some(&options.common),
+            Self::List | Self::Fake(_) => None,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let command = Arguments::parse().command;
+    // Before there are other threads: namespaces are for a whole process, and are entered by starting it in them.
+    if command.common().is_some_and(Common::needs_namespaces) {
+        match enter::enter() {
+            Ok(Entered::Inside) => {}
+            Ok(Entered::Ended(code)) => return code,
+            Err(error) => return inconclusive(&error),
+        }
+    }
+    match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(run_command(command)),
+        Err(error) => inconclusive(&error.into()),
+    }
+}
+
+fn inconclusive(error: &anyhow::Error) -> ExitCode {
+    eprintln!("inconclusive: {error:#}");
+    ExitCode::from(2)
+}
+
+async fn run_command(command: Command) -> ExitCode {
+    let report = match command {
         Command::Run(options) => run::run(options).await.map(Some),
         Command::List => list::run().map(Some),
         Command::Durability(options) => durability::run(options).await.map(Some),
@@ -57,10 +95,7 @@ async fn main() -> ExitCode {
             let _read = writeln!(std::io::stdout(), "{}\n{}", report.text, report.json);
             if report.passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
-        Err(error) => {
-            eprintln!("inconclusive: {error:#}");
-            ExitCode::from(2)
-        }
+        Err(error) => inconclusive(&error),
     }
 }
 

@@ -90,7 +90,10 @@ pub async fn run(options: Options) -> Result<Report> {
     let openclaw = options.common.openclaw()?;
     let kinds = if options.nemesis.is_empty() { Kind::ALL.to_vec() } else { options.nemesis.clone() };
     let schedule = Schedule::draw(options.seed, options.instances, &kinds, Duration::from_secs(options.time_limit));
-    let start = cluster::Options::new(&openclaw, options.instances).directory(options.common.directory()?).proxied();
+    let start = cluster::Options::new(&openclaw, options.instances)
+        .directory(options.common.directory()?)
+        .environment(options.common.environment(options.seed)?)
+        .proxied();
     let mut cluster = Cluster::start(start, READY).await?;
     let directory = cluster.directory().context("no directory")?.to_owned();
     let written = serde_json::to_vec_pretty(&schedule).context("write the schedule")?;
@@ -182,7 +185,7 @@ fn report(
         verdict,
         problems,
         alarms,
-        rerun: rerun("run", openclaw, &arguments),
+        rerun: rerun("run", openclaw, &options.common, &arguments),
     };
     Report::new(text, &figures, passed)
 }
@@ -232,8 +235,9 @@ async fn one_fault(
 ) -> Result<Done> {
     let name = step.kind.name();
     recorder.fault(number, &name, Phase::Begin, "");
-    let begun = progress.mark();
-    let injected = inject::inject(cluster, step).await?;
+    let mut begun = progress.mark();
+    // Rules take a while to be loaded, and what is written meanwhile is no recovery.
+    let injected = inject::inject(cluster, step, || begun = progress.mark()).await?;
     let during = tokio::time::timeout(Duration::ZERO, progress.first_after_mark()).await.ok();
     let healed = progress.mark();
     inject::heal(cluster)?;

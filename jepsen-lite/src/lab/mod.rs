@@ -17,6 +17,7 @@ pub mod tools;
 
 use std::ffi::OsString;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
@@ -102,8 +103,10 @@ impl Lab {
         self.switch.set_shape(from, to, shape);
     }
 
-    pub fn shape(&self, from: usize, to: usize) -> Shape {
-        self.switch.shape(from, to)
+    /// Has one direction of a link take so much longer than it did at the beginning; whatever else it does stays.
+    pub fn delay(&self, from: usize, to: usize, delay: Duration) {
+        let shape = self.switch.shape(from, to);
+        self.switch.set_shape(from, to, Shape { delay: self.shape.delay + delay, ..shape });
     }
 
     /// What was done to frames between instances so far.
