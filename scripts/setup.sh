@@ -3,7 +3,7 @@
 #
 #   scripts/setup.sh           the C++ compiler and libclang, and RocksDB (about 15 minutes of two cores, once per machine)
 #   scripts/setup.sh --tests   also what tests use: a browser with its driver, Nginx, Node, Python's openai package, and what
-#                              disks and clocks go wrong with: e2fsprogs, xfsprogs, strace, libfaketime
+#                              disks and clocks go wrong with (e2fsprogs, xfsprogs, strace, libfaketime) and networks are made of
 #   scripts/setup.sh --bench   also etcd, which `cargo jepsen bench --etcd /usr/bin/etcd` measures beside us
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
@@ -47,13 +47,15 @@ if [ -n "$tests" ]; then
   has chromedriver || need chromium-driver
   has nginx || need nginx
   has node || need nodejs
+  has ip || need iproute2
+  has nft || need nftables
+  { has unshare && has setpriv; } || need util-linux
   # Debian's Python can make no environment without it.
   { has python3 && python3 -c 'import ensurepip' 2> /dev/null; } || need python3-venv
   { has mkfs.ext4 && has e2fsck; } || need e2fsprogs
   has xfs_io || need xfsprogs
   has strace || need strace
   { has mount && has umount; } || need mount
-  has unshare || need util-linux
   { exists '/usr/lib*/faketime/libfaketimeMT.so.1' || exists '/usr/lib/*/faketime/libfaketimeMT.so.1'; } || need libfaketime
 fi
 if [ -n "$bench" ]; then has etcd || need etcd-server; fi

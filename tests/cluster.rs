@@ -383,12 +383,12 @@ async fn a_leader_that_is_cut_off_is_replaced_and_acknowledges_nothing_meanwhile
         let progress = load.progress().clone();
         progress.reached(100, SOON).await?;
         let leader = cluster.leader(SOON).await?;
-        cluster.network()?.isolate(leader);
+        cluster.network()?.isolate(leader)?;
         progress.mark();
         within("a write after the cut", progress.first_after_mark()).await?;
         assert_ne!(cluster.leader(SOON).await?, leader);
         progress.reached(progress.acknowledged() + 100, SOON).await?;
-        cluster.network()?.heal();
+        cluster.network()?.heal()?;
         cluster.wait_all_ready(SOON).await?;
         progress.reached(progress.acknowledged() + 100, SOON).await?;
         progress.stop();
@@ -418,10 +418,10 @@ async fn labels_are_linearizable_whatever_happens_to_their_leader() -> Result<()
         let progress = load.progress().clone();
         progress.reached(100, SOON).await?;
         let leader = cluster.leader(SOON).await?;
-        cluster.network()?.isolate(leader);
+        cluster.network()?.isolate(leader)?;
         progress.mark();
         within("a change after the cut", progress.first_after_mark()).await?;
-        cluster.network()?.heal();
+        cluster.network()?.heal()?;
         cluster.wait_all_ready(SOON).await?;
         progress.reached(progress.acknowledged() + 100, SOON).await?;
         let leader = cluster.leader(SOON).await?;

@@ -67,7 +67,7 @@ fn options(bug: Option<Bug>) -> Options {
         settings.cluster.raft.log_keep = 50;
     });
     match bug {
-        Some(bug) => options.environment(VARIABLE, bug.name()),
+        Some(bug) => options.variable(VARIABLE, bug.name()),
         None => options,
     }
 }
@@ -143,14 +143,14 @@ async fn lost_by_a_cut(cluster: &mut Cluster, seed: u64) -> Result<Vec<String>> 
     let progress = load.progress().clone();
     progress.reached(100, SOON).await?;
     let leader = cluster.leader(SOON).await?;
-    cluster.network()?.isolate(leader);
+    cluster.network()?.isolate(leader)?;
     let deadline = soon();
     while cluster.leader(SOON).await? == leader {
         ensure!(Instant::now() < deadline, "the cut leader has no successor");
         tokio::time::sleep(POLL).await;
     }
     progress.reached(progress.acknowledged() + 50, SOON).await?;
-    cluster.network()?.heal();
+    cluster.network()?.heal()?;
     cluster.wait_all_ready(SOON).await?;
     judge(load, |anomaly| matches!(anomaly, Anomaly::Lost { .. })).await
 }
@@ -198,7 +198,7 @@ async fn read_of_a_deposed_leader(cluster: &mut Cluster, _: u64) -> Result<Vec<S
     let leader = cluster.leader(SOON).await?;
     let entries = async |client: &Client| client.with_timeout(PATIENCE).entries(&notes, 0, 10).await;
     entries(&clients[leader]).await.ok()?;
-    cluster.network()?.isolate(leader);
+    cluster.network()?.isolate(leader)?;
     let written = append_until(&others(&clients, leader), 0, &notes, "after", &key("after")?, soon()).await;
     ensure!(written.is_ok(), "{written:?}");
     Ok(match entries(&clients[leader]).await {
@@ -213,7 +213,7 @@ async fn read_of_a_deposed_leader(cluster: &mut Cluster, _: u64) -> Result<Vec<S
 async fn write_in_a_minority(cluster: &mut Cluster, _: u64) -> Result<Vec<String>> {
     let alone = (cluster.leader(SOON).await? + 1) % 3;
     let client = clients(cluster)[alone].with_timeout(PATIENCE);
-    cluster.network()?.isolate(alone);
+    cluster.network()?.isolate(alone)?;
     retried(async || {
         ensure!(!client.is_ready().await, "it has not noticed the cut");
         Ok(())
@@ -274,7 +274,7 @@ async fn end_of_a_turn_without_a_quorum(cluster: &mut Cluster, _: u64) -> Result
     let (request, once) = (say(&talk, count(TOKENS, 50)), key("once")?);
     let mut reader = Reader::start(&clients[runner..=runner], 0, &request, &once).await?;
     reader.read_deltas(3, soon()).await?;
-    cluster.network()?.isolate(runner);
+    cluster.network()?.isolate(runner)?;
     let client = &others(&clients, runner)[0];
     let turn = reader.turn().clone();
     // A reader that is right waits until another instance has answered, or reads on where one is.
@@ -326,12 +326,12 @@ async fn answer_of_a_lost_runner(cluster: &mut Cluster, _: u64) -> Result<Vec<St
         readers.push(Reader::start(&[client], 0, &request, &once).await?);
     }
     own.read_deltas(2, soon()).await?;
-    cluster.network()?.isolate(runner);
+    cluster.network()?.isolate(runner)?;
     own.read_deltas(TOKENS.into(), soon()).await?;
     let client = others(&clients, runner)[0].clone();
     let row = client.turn(own.turn()).await.ok()?;
     ensure!(row.attempt == 2 && row.state == TurnState::Running, "it is another's meanwhile: {row:?}");
-    cluster.network()?.heal();
+    cluster.network()?.heal()?;
     let mut found = Vec::new();
     for reader in readers {
         found.extend(broken(reader.finish(soon()).await.map_err(anyhow::Error::from)));
@@ -565,7 +565,7 @@ async fn a_message_that_is_sent_twice_is_caught() -> Result<()> {
 
 #[tokio::test]
 async fn a_bug_that_does_not_exist_is_not_planted() -> Result<()> {
-    let misspelt = Options::new(binary(), 1).environment(VARIABLE, "stale-reads");
+    let misspelt = Options::new(binary(), 1).variable(VARIABLE, "stale-reads");
     let directory = tempfile::tempdir()?;
     let options = misspelt.directory(Some(directory.path().join("run")));
     let error = Cluster::start(options, SOON).await.err().context("it must not start")?;

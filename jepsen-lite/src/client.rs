@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderName, IF_MATCH};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, IF_MATCH};
 use http::{HeaderMap, Method, Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -108,6 +108,7 @@ pub struct Client {
     pool: Pool<HttpConnector, Full<Bytes>>,
     address: SocketAddr,
     timeout: Duration,
+    token: Option<String>,
 }
 
 impl Client {
@@ -118,12 +119,17 @@ impl Client {
         let pool = Pool::builder(TokioExecutor::new())
             .http2_only(protocol == Protocol::H2c)
             .build::<_, Full<Bytes>>(connector);
-        Self { pool, address, timeout }
+        Self { pool, address, timeout, token: None }
     }
 
     /// The same server and connections with another time limit.
     pub fn with_timeout(&self, timeout: Duration) -> Self {
         Self { timeout, ..self.clone() }
+    }
+
+    /// The same server and connections, with a bearer token if there is one.
+    pub fn with_token(self, token: Option<&str>) -> Self {
+        Self { token: token.map(ToOwned::to_owned), ..self }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -281,7 +287,11 @@ impl Client {
     }
 
     fn request(&self, method: Method, path: &str) -> http::request::Builder {
-        Request::builder().method(method).uri(format!("http://{}{path}", self.address))
+        let request = Request::builder().method(method).uri(format!("http://{}{path}", self.address));
+        match &self.token {
+            Some(token) => request.header(AUTHORIZATION, format!("Bearer {token}")),
+            None => request,
+        }
     }
 
     async fn answer<T: DeserializeOwned>(&self, request: http::Result<Request<Full<Bytes>>>) -> Reply<T> {

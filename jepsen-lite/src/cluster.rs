@@ -1,4 +1,5 @@
-//! Instances of the built binary on free loopback ports, each with its own directory and log.
+//! Instances of the built binary, each with its own directory and log: on free loopback ports, or each in a network namespace
+//! with an address of its own.
 //!
 //! What an operator does is done here: write configuration files, start, stop, wait until ready, look at logs. All
 //! instances are dead when the cluster is dropped, also by a panic; their directories stay when something went wrong.
@@ -6,14 +7,15 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use openclaw_config::Config;
 use openclaw_config::cluster::Member;
+use openclaw_config::gateway::Bind;
+use openclaw_config::{Config, Secret};
 use openclaw_proto::http;
 use openclaw_proto::ids::InstanceId;
 use rand::Rng;
@@ -22,6 +24,8 @@ use tempfile::TempDir;
 use crate::client::{Client, Protocol, Reply};
 use crate::clock::{FakeClock, Skew};
 use crate::disk::Disk;
+use crate::lab::{self, Lab};
+use crate::network::proxies::Proxies;
 use crate::network::{Network, process_of};
 use crate::process::{Process, Program};
 
@@ -35,29 +39,55 @@ const READY_POLL: Duration = Duration::from_millis(2);
 const ASK: Duration = Duration::from_secs(2);
 /// How often ports are chosen again when somebody else was quicker to use one.
 const START_ATTEMPTS: u32 = 3;
+/// Where an instance listens in a namespace of its own.
+const HTTP_PORT: u16 = 3000;
+const PEER_PORT: u16 = 3100;
 /// Words in a log line that no run may show.
 const ALARMS: [&str; 3] = ["panic", "fatal", "assertion"];
 /// How many such lines are reported.
 const MAX_FINDINGS: usize = 20;
 
-/// Which process is which instance, for whoever sees their connections. The cluster that it is given to keeps it: each process
-/// is in it before it can connect to anything.
+/// Which process or address is which instance, for whoever sees their connections. The cluster that it is given to keeps it: each
+/// process is in it before it can connect to anything.
 #[derive(Debug, Clone, Default)]
-pub struct Names(Arc<Mutex<BTreeMap<u32, String>>>);
+pub struct Names(Arc<Mutex<Known>>);
+
+#[derive(Debug, Clone, Default)]
+struct Known {
+    processes: BTreeMap<u32, String>,
+    addresses: BTreeMap<IpAddr, String>,
+}
 
 impl Names {
     /// The instance that opened the connection from `peer` to `local`, as long as it is open.
     pub fn of(&self, peer: SocketAddr, local: SocketAddr) -> Option<String> {
-        let names = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let pid = process_of(peer, local, names.keys().copied())?;
-        names.get(&pid).cloned()
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(name) = known.addresses.get(&peer.ip()) {
+            return Some(name.clone());
+        }
+        let pid = process_of(peer, local, known.processes.keys().copied())?;
+        known.processes.get(&pid).cloned()
     }
 
     fn set(&self, pid: u32, id: &InstanceId) {
-        let mut names = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        names.retain(|_, name| name != id.as_str());
-        names.insert(pid, id.to_string());
+        let processes = &mut self.0.lock().unwrap_or_else(PoisonError::into_inner).processes;
+        processes.retain(|_, name| name != id.as_str());
+        processes.insert(pid, id.to_string());
     }
+
+    /// Nobody else has this address.
+    fn set_address(&self, address: IpAddr, id: &InstanceId) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).addresses.insert(address, id.to_string());
+    }
+}
+
+/// Where instances run, and so what can be done to the network between them.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Environment {
+    /// All on loopback, on free ports; `proxied`: with a proxy before each peer listener.
+    Loopback { proxied: bool },
+    /// Each in a network namespace of its own; this program must have entered its own by [`lab::enter`].
+    Namespaces(lab::Options),
 }
 
 /// What to start.
@@ -71,13 +101,12 @@ pub struct Options {
     /// Top-level settings as they stand in the file, in place of those in `settings`: for what holds secrets, which no type
     /// writes out.
     pub written: serde_json::Map<String, serde_json::Value>,
-    /// Puts a [`Network`] between the instances.
-    pub proxied: bool,
+    pub environment: Environment,
     /// Where directories and logs go; absent: a temporary directory, which is removed when all went well.
     pub directory: Option<PathBuf>,
     pub names: Names,
     /// Further environment variables of every instance.
-    pub environment: Vec<(OsString, OsString)>,
+    pub variables: Vec<(OsString, OsString)>,
     /// Gives each instance a disk of so many bytes; for root only.
     pub disks: Option<u64>,
     /// Gives each instance a clock that can be wrong.
@@ -92,10 +121,10 @@ impl Options {
             instances,
             settings: Config::default(),
             written: serde_json::Map::new(),
-            proxied: false,
+            environment: Environment::Loopback { proxied: false },
             directory: None,
             names: Names::default(),
-            environment: Vec::new(),
+            variables: Vec::new(),
             disks: None,
             clocks: None,
         }
@@ -113,8 +142,18 @@ impl Options {
         self
     }
 
+    /// Where instances run; the default is loopback without proxies.
+    pub fn environment(mut self, environment: Environment) -> Self {
+        self.environment = environment;
+        self
+    }
+
+    /// Has a [`Network`] between the instances that faults can be done to: proxies on loopback. Namespaces always have one.
     pub fn proxied(mut self) -> Self {
-        self.proxied = true;
+        match &mut self.environment {
+            Environment::Loopback { proxied } => *proxied = true,
+            Environment::Namespaces(_) => {}
+        }
         self
     }
 
@@ -124,8 +163,8 @@ impl Options {
     }
 
     /// Starts every instance with a further environment variable.
-    pub fn environment(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
-        self.environment.push((name.into(), value.into()));
+    pub fn variable(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.variables.push((name.into(), value.into()));
         self
     }
 
@@ -206,6 +245,7 @@ pub struct Cluster {
     // Dropped first, so that no process writes to a directory that is being removed.
     instances: Vec<Instance>,
     network: Option<Network>,
+    token: Option<String>,
     names: Names,
     directory: Directory,
     keep: bool,
@@ -251,23 +291,19 @@ impl Cluster {
             )),
         };
         let root = path_of(&directory).context("no directory")?.to_owned();
-        let ports = free_ports(options.instances * 2)?;
-        let peers: Vec<SocketAddr> = ports[options.instances..].iter().map(|&port| local(port)).collect();
-        let network = if options.proxied { Some(Network::start(&peers).await?) } else { None };
         let ids: Vec<InstanceId> = (1..=options.instances)
             .map(|n| InstanceId::parse(format!("node-{n}")).context("instance id"))
             .collect::<Result<_>>()?;
+        let (places, network) = places(options.instances, &options.environment).await?;
+        let mut settings = options.settings;
+        let secrets = secrets(&mut settings, &options.environment);
         let bootstrap: Vec<Member> = ids
             .iter()
-            .enumerate()
-            .map(|(index, id)| {
-                let address = network.as_ref().map_or(peers[index], |network| network.address(index));
-                Member { id: id.clone(), address: address.into() }
-            })
+            .zip(&places)
+            .map(|(id, place)| Member { id: id.clone(), address: place.reached.into() })
             .collect();
         let mut instances = Vec::new();
-        for (index, id) in ids.into_iter().enumerate() {
-            let (http, peer) = (local(ports[index]), peers[index]);
+        for (id, Place { http, peer, reached: _, through }) in ids.into_iter().zip(places) {
             let home = root.join(id.as_str());
             let data = home.join("data");
             std::fs::create_dir_all(&data).with_context(|| format!("make {}", data.display()))?;
@@ -276,8 +312,12 @@ impl Cluster {
                 None => None,
             };
             let clock = options.clocks.map(|skew| FakeClock::new(&home.join("time"), skew)).transpose()?;
-            let mut settings = options.settings.clone();
+            let mut settings = settings.clone();
             settings.gateway.port = http.port();
+            if !http.ip().is_loopback() {
+                settings.gateway.bind = Bind::Addresses(vec![http.ip()]);
+                options.names.set_address(http.ip(), &id);
+            }
             settings.storage.data_dir.clone_from(&data);
             settings.cluster.instance_id = Some(id.clone());
             settings.cluster.peer.listen = peer;
@@ -294,14 +334,15 @@ impl Cluster {
                 .with_context(|| format!("write {}", file.display()))?;
             let arguments = vec!["gateway".into(), "--config".into(), file.into()];
             let mut environment = vec![("HOME".into(), home.clone().into()), ("RUST_BACKTRACE".into(), "1".into())];
+            environment.extend(secrets.environment());
             environment.extend(clock.iter().flat_map(FakeClock::environment));
-            environment.extend(options.environment.clone());
-            let log = home.join("log");
-            let process = Process::new(Program { executable: openclaw.clone(), arguments, environment, log });
-            let client = Client::new(http, Protocol::Http1, ASK);
+            environment.extend(options.variables.clone());
+            let (executable, log) = (openclaw.clone(), home.join("log"));
+            let process = Process::new(Program { executable, through, arguments, environment, log });
+            let client = Client::new(http, Protocol::Http1, ASK).with_token(secrets.token.as_deref());
             instances.push(Instance { id, http, peer, data, process, client, disk, clock });
         }
-        Ok(Self { instances, network, names: options.names, directory, keep: false })
+        Ok(Self { instances, network, token: secrets.token, names: options.names, directory, keep: false })
     }
 
     pub fn len(&self) -> usize {
@@ -320,17 +361,23 @@ impl Cluster {
         &self.instances
     }
 
-    /// The proxies between the instances.
+    /// What is between the instances.
     ///
     /// # Errors
-    /// When the cluster was started without them.
+    /// On loopback without proxies.
     pub fn network(&self) -> Result<&Network> {
-        self.network.as_ref().context("the cluster was started without proxies")
+        self.network.as_ref().context("the cluster was started on loopback without proxies")
+    }
+
+    /// What clients must present, if anything.
+    pub fn token(&self) -> Option<&str> {
+        self.token.as_deref()
     }
 
     /// A client for each instance.
     pub fn clients(&self, protocol: Protocol, timeout: Duration) -> Vec<Client> {
-        self.instances.iter().map(|instance| Client::new(instance.http, protocol, timeout)).collect()
+        let client = |instance: &Instance| Client::new(instance.http, protocol, timeout).with_token(self.token());
+        self.instances.iter().map(client).collect()
     }
 
     /// Starts one instance, or starts it again.
@@ -518,6 +565,75 @@ impl Drop for Cluster {
     }
 }
 
+/// Where an instance is.
+struct Place {
+    http: SocketAddr,
+    /// Where it listens for peers.
+    peer: SocketAddr,
+    /// Where peers reach it.
+    reached: SocketAddr,
+    /// See [`Program::through`].
+    through: Vec<OsString>,
+}
+
+/// Finds a place for each instance, and makes the network between them.
+async fn places(count: usize, environment: &Environment) -> Result<(Vec<Place>, Option<Network>)> {
+    match environment {
+        Environment::Loopback { proxied } => {
+            let ports = free_ports(count * 2)?;
+            let peers: Vec<SocketAddr> = ports[count..].iter().map(|&port| local(port)).collect();
+            let proxies = if *proxied { Some(Proxies::start(&peers).await?) } else { None };
+            let place = |index: usize| Place {
+                http: local(ports[index]),
+                peer: peers[index],
+                reached: proxies.as_ref().map_or(peers[index], |proxies| proxies.address(index)),
+                through: Vec::new(),
+            };
+            Ok(((0..count).map(place).collect(), proxies.map(Network::Proxies)))
+        }
+        Environment::Namespaces(options) => {
+            let lab = Lab::start(count, options)?;
+            let place = |index: usize| {
+                let at = |port| SocketAddr::from((lab.address(index), port));
+                let (http, peer) = (at(HTTP_PORT), at(PEER_PORT));
+                Ok(Place { http, peer, reached: peer, through: lab.through(index)? })
+            };
+            Ok(((0..count).map(place).collect::<Result<_>>()?, Some(Network::Lab(lab))))
+        }
+    }
+}
+
+/// What instances are told in their environment, because the types of settings write no secret out.
+struct Secrets {
+    token: Option<String>,
+    peers: Option<String>,
+}
+
+impl Secrets {
+    fn environment(&self) -> impl Iterator<Item = (OsString, OsString)> {
+        [("OPENCLAW_GATEWAY_TOKEN", &self.token), ("OPENCLAW_CLUSTER_SECRET", &self.peers)]
+            .into_iter()
+            .filter_map(|(name, value)| Some((name.into(), value.as_ref()?.into())))
+    }
+}
+
+/// Takes the secrets out of the settings. In a namespace an instance listens on an address that is not loopback, and then it
+/// demands both: those that are missing are made up.
+fn secrets(settings: &mut Config, environment: &Environment) -> Secrets {
+    let given = |secret: Option<Secret>| secret.map(|secret| secret.expose().to_owned());
+    let token = given(settings.gateway.auth.token.take());
+    let peers = given(settings.cluster.peer.secret.take());
+    match environment {
+        Environment::Loopback { .. } => Secrets { token, peers },
+        Environment::Namespaces(_) => {
+            let made_up = || format!("{:032x}", rand::rng().random::<u128>());
+            let tls = settings.cluster.peer.tls.is_some();
+            let peers = peers.or_else(|| (!tls).then(made_up));
+            Secrets { token: token.or_else(|| Some(made_up())), peers }
+        }
+    }
+}
+
 fn path_of(directory: &Directory) -> Option<&Path> {
     match directory {
         Directory::Temporary(directory) => directory.as_ref().map(TempDir::path),
@@ -605,7 +721,8 @@ mod tests {
         for (index, instance) in cluster.instances().iter().enumerate() {
             let settings = &files[index];
             assert_eq!(settings.cluster.bootstrap, files[0].cluster.bootstrap);
-            let proxy = cluster.network().unwrap().address(index);
+            let Network::Proxies(proxies) = cluster.network().unwrap() else { panic!("no proxies") };
+            let proxy = proxies.address(index);
             assert_eq!(settings.cluster.peer_address(), Some(proxy.into()));
             assert_eq!(settings.cluster.peer.listen, instance.peer);
             assert_ne!(proxy, instance.peer);
@@ -618,8 +735,7 @@ mod tests {
     async fn every_instance_has_the_variables_that_were_asked_for() {
         let directory = tempfile::tempdir().unwrap();
         let openclaw = stand_in(directory.path(), "echo \"ends: $FAULT\"; exit 1");
-        let options =
-            Options::new(openclaw, 1).environment("FAULT", "none").directory(Some(directory.path().join("run")));
+        let options = Options::new(openclaw, 1).variable("FAULT", "none").directory(Some(directory.path().join("run")));
         let error = Cluster::start(options, Duration::from_secs(10)).await.unwrap_err().to_string();
         assert!(error.contains("ends: none"), "{error}");
     }
@@ -649,6 +765,31 @@ mod tests {
         assert_eq!(names.of(ends.0, ends.1), None, "it was started again, as another process");
     }
 
+    #[test]
+    fn an_address_of_its_own_names_an_instance_whatever_process_it_is() {
+        let (names, id) = (Names::default(), InstanceId::parse("node-2").unwrap());
+        let address = lab::address(1);
+        names.set_address(address.into(), &id);
+        let of = |peer: Ipv4Addr| names.of((peer, 40_000).into(), (lab::CONTROLLER, 9000).into());
+        assert_eq!(of(address).as_deref(), Some("node-2"));
+        assert_eq!(of(lab::address(0)), None);
+    }
+
+    #[test]
+    fn secrets_are_made_up_in_namespaces_only_and_never_in_place_of_given_ones() {
+        let (loopback, lab) =
+            (Environment::Loopback { proxied: true }, Environment::Namespaces(lab::Options::default()));
+        let none = secrets(&mut Config::default(), &loopback);
+        assert_eq!(none.environment().count(), 0);
+        let both = secrets(&mut Config::default(), &lab);
+        assert_eq!(both.environment().count(), 2);
+        assert!(both.peers.is_some_and(|secret| secret.len() >= 32));
+        let mut settings = Config::default();
+        settings.gateway.auth.token = Some(Secret::new("given"));
+        assert_eq!(secrets(&mut settings, &lab).token.as_deref(), Some("given"));
+        assert_eq!(settings.gateway.auth.token, None, "it would be written as stars");
+    }
+
     #[tokio::test]
     async fn every_start_says_which_process_is_which_instance() {
         let directory = tempfile::tempdir().unwrap();
@@ -657,7 +798,7 @@ mod tests {
         let mut cluster = Cluster::prepare(Options::new(openclaw, 2).names(&names)).await.unwrap();
         for _ in 0..2 {
             cluster.start_all().unwrap();
-            let known: Vec<(u32, String)> = names.0.lock().unwrap().clone().into_iter().collect();
+            let known: Vec<(u32, String)> = names.0.lock().unwrap().processes.clone().into_iter().collect();
             let mut expected: Vec<(u32, String)> =
                 pids(&cluster).into_iter().zip(["node-1".to_owned(), "node-2".to_owned()]).collect();
             expected.sort_unstable();

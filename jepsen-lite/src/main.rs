@@ -5,9 +5,10 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use jepsen_lite::commands::{
-    Report, bench, channels, durability, failover, footprint, list, replay, report, run, suite, turns,
+    Common, Report, bench, channels, durability, failover, footprint, list, replay, report, run, suite, turns,
 };
 use jepsen_lite::fakes;
+use jepsen_lite::lab::enter::{self, Entered};
 use jepsen_lite::run::verdict::Outcome;
 
 /// Starts real instances, breaks or loads them, and judges what their clients were told.
@@ -46,9 +47,47 @@ enum Command {
     Fake(fakes::cli::Args),
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    let said = match Arguments::parse().command {
+impl Command {
+    /// What it is told like every command that starts instances.
+    fn common(&self) -> Option<&Common> {
+        match self {
+            Self::Run(options) => Some(&options.common),
+            Self::Replay(options) => Some(&options.common),
+            Self::Suite(options) => Some(&options.common),
+            Self::Durability(options) => Some(&options.common),
+            Self::Failover(options) => Some(&options.common),
+            Self::Bench(options) => Some(&options.common),
+            Self::Turns(options) => Some(&options.common),
+            Self::Channels(options) => Some(&options.common),
+            Self::Footprint(options) => Some(&options.common),
+            Self::List | Self::Report(_) | Self::Fake(_) => None,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let command = Arguments::parse().command;
+    // Before there are other threads: namespaces are for a whole process, and are entered by starting it in them.
+    if command.common().is_some_and(Common::needs_namespaces) {
+        match enter::enter() {
+            Ok(Entered::Inside) => {}
+            Ok(Entered::Ended(code)) => return code,
+            Err(error) => return inconclusive(&error),
+        }
+    }
+    match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(run_command(command)),
+        Err(error) => inconclusive(&error.into()),
+    }
+}
+
+fn inconclusive(error: &anyhow::Error) -> ExitCode {
+    eprintln!("inconclusive: {error:#}");
+    ExitCode::from(2)
+}
+
+async fn run_command(command: Command) -> ExitCode {
+    let said = match command {
         Command::Run(options) => run::run(options).await.map(said),
         Command::Replay(options) => replay::run(options).await.map(said),
         Command::List => list::run().map(said),
@@ -75,10 +114,7 @@ async fn main() -> ExitCode {
                 Outcome::Inconclusive => ExitCode::from(2),
             }
         }
-        Err(error) => {
-            eprintln!("inconclusive: {error:#}");
-            ExitCode::from(2)
-        }
+        Err(error) => inconclusive(&error),
     }
 }
 

@@ -25,6 +25,8 @@ const TICKS_PER_SECOND: u64 = 100;
 #[derive(Debug, Clone)]
 pub struct Program {
     pub executable: PathBuf,
+    /// A program with arguments that becomes the executable, by exec: so the pid is the executable's own. Often empty.
+    pub through: Vec<OsString>,
     pub arguments: Vec<OsString>,
     /// The whole environment apart from `PATH`: nothing of the caller's leaks in.
     pub environment: Vec<(OsString, OsString)>,
@@ -98,7 +100,10 @@ impl Process {
             .append(true)
             .open(&self.program.log)
             .with_context(|| format!("open the log {}", self.program.log.display()))?;
-        let child = Command::new(&self.program.executable)
+        let mut words =
+            self.program.through.iter().map(OsString::as_os_str).chain([self.program.executable.as_os_str()]);
+        let child = Command::new(words.next().unwrap_or_default())
+            .args(words)
             .args(&self.program.arguments)
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
@@ -311,6 +316,7 @@ mod tests {
     fn shell(directory: &Path, script: &str) -> Process {
         Process::new(Program {
             executable: "/bin/sh".into(),
+            through: Vec::new(),
             arguments: vec!["-c".into(), script.into()],
             environment: Vec::new(),
             log: directory.join("log"),
@@ -368,6 +374,19 @@ mod tests {
         .join();
         assert!(outcome.is_err());
         assert!(!exists(receiver.recv().unwrap()));
+    }
+
+    #[tokio::test]
+    async fn a_process_that_goes_through_another_program_keeps_its_pid() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut process = shell(directory.path(), "echo i am $$; exec sleep 600");
+        process.program.through = vec!["/usr/bin/env".into(), "A=b".into()];
+        process.start().unwrap();
+        let (pid, deadline) = (process.pid().unwrap(), Instant::now() + Duration::from_secs(10));
+        while !process.log_tail().contains(&format!("i am {pid}\n")) {
+            assert!(Instant::now() < deadline, "{}", process.log_tail());
+            tokio::time::sleep(POLL).await;
+        }
     }
 
     #[tokio::test]

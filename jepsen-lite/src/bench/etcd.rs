@@ -70,7 +70,8 @@ impl Etcd {
                 arguments.into_iter().flat_map(|(name, value)| [name.into(), value.into()]).collect();
             arguments.extend(["--data-dir".into(), data.into()]);
             let log = directory.join(format!("{name}.log"));
-            let program = Program { executable: etcd.into(), arguments, environment: Vec::new(), log };
+            let program =
+                Program { executable: etcd.into(), through: Vec::new(), arguments, environment: Vec::new(), log };
             let mut member = Process::new(program);
             member.start()?;
             members.push(member);

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use http::StatusCode;
 use openclaw_proto::http::{AppendRequest, Role};
 use serde::Serialize;
@@ -25,7 +25,7 @@ const SYNCS: usize = 1000;
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
     #[command(flatten)]
-    common: Common,
+    pub common: Common,
     /// Numbers of clients, one row each
     #[arg(long, value_delimiter = ',', default_value = "1,64,256,1000")]
     clients: Vec<usize>,
@@ -109,6 +109,7 @@ struct Figures<'a> {
 /// # Errors
 /// When instances or etcd do not start, or connections cannot be made.
 pub async fn run(options: Options) -> Result<Report> {
+    ensure!(!options.common.needs_namespaces(), "bench measures on loopback, where etcd is as near as we are");
     let openclaw = options.common.openclaw()?;
     let load_average_before = std::fs::read_to_string("/proc/loadavg").context("read the load average")?;
     let start = Start::new(&openclaw, options.instances).directory(options.common.directory()?);

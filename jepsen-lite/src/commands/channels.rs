@@ -19,7 +19,7 @@ use super::{Common, READY, Report, SHOWN, rerun};
 use crate::checkers::answers::Verdict;
 use crate::checkers::single_owner::{self, Change};
 use crate::client::{Protocol, Reply};
-use crate::cluster::{self, Cluster, Names};
+use crate::cluster::{self, Cluster, Environment, Names};
 use crate::figures::Summary;
 use crate::workloads::channels::{Discord, GIVE_UP, PEOPLE, POLL, Platform, Sessions, Talk, Telegram, judge_answers};
 
@@ -117,18 +117,25 @@ struct Figures<'a> {
 /// When the harness itself fails: instances that do not start, a bot that nobody listens for any more.
 pub async fn run(options: Options) -> Result<Report> {
     let names = Names::default();
+    let environment = options.common.environment(options.seed)?;
     match options.platform {
-        PlatformName::Telegram => run_on(Telegram::start(&names).await?, &names, &options).await,
-        PlatformName::Discord => run_on(Discord::start(&names).await?, &names, &options).await,
+        PlatformName::Telegram => run_on(Telegram::start(&names).await?, &names, environment, &options).await,
+        PlatformName::Discord => run_on(Discord::start(&names).await?, &names, environment, &options).await,
     }
 }
 
-async fn run_on<P: Platform>(platform: P, names: &Names, options: &Options) -> Result<Report> {
+async fn run_on<P: Platform>(
+    platform: P,
+    names: &Names,
+    environment: Environment,
+    options: &Options,
+) -> Result<Report> {
     let openclaw = options.common.openclaw()?;
     let platform = Arc::new(platform);
     let start = cluster::Options::new(&openclaw, 3)
         .directory(options.common.directory()?)
         .names(names)
+        .environment(environment)
         .settings(|settings| settings.session.dm_scope = DmScope::PerPeer)
         .written("channels", platform.settings());
     let start = if options.fault == Fault::Isolate { start.proxied() } else { start };
@@ -192,7 +199,7 @@ fn report<P: Platform>(
         smallest_margin_ms: smallest,
         findings: found,
         alarms,
-        rerun: rerun("channels", openclaw, &arguments),
+        rerun: rerun("channels", openclaw, &options.common, &arguments),
     };
     Report::new(text, &figures, passed)
 }
@@ -292,7 +299,7 @@ async fn one_round(cluster: &mut Cluster, platform: &impl Platform, fault: Fault
     match fault {
         Fault::Kill => cluster.instance(victim).process.kill()?,
         Fault::Pause => cluster.instance(victim).process.pause()?,
-        Fault::Isolate => cluster.network()?.isolate(victim),
+        Fault::Isolate => cluster.network()?.isolate(victim)?,
         Fault::Move => {
             let to = cluster.instances()[(victim + 1) % cluster.len()].id.to_string();
             let client = cluster.instance(victim).client().clone();
@@ -306,7 +313,7 @@ async fn one_round(cluster: &mut Cluster, platform: &impl Platform, fault: Fault
             tokio::time::sleep_until((began + PAUSE).into()).await;
             cluster.instance(victim).process.resume()?;
         }
-        Fault::Isolate => cluster.network()?.heal(),
+        Fault::Isolate => cluster.network()?.heal()?,
         Fault::Move => {}
     }
     cluster.instance(victim).wait_ready(READY).await?;

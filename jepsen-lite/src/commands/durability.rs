@@ -27,7 +27,7 @@ const JITTER_MS: u64 = 50;
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
     #[command(flatten)]
-    common: Common,
+    pub common: Common,
     #[arg(long, default_value_t = 3)]
     instances: usize,
     /// Writes to acknowledge
@@ -76,7 +76,9 @@ pub async fn run(options: Options) -> Result<Report> {
         (0..options.power_cuts).map(|_| rng.random_range(options.appends / 50..=options.appends * 49 / 50)).collect();
     moments.sort_unstable();
 
-    let start = cluster::Options::new(&openclaw, options.instances).directory(options.common.directory()?);
+    let start = cluster::Options::new(&openclaw, options.instances)
+        .directory(options.common.directory()?)
+        .environment(options.common.environment(options.seed)?);
     let mut cluster = Cluster::start(start, READY).await?;
     let load = Load::start(
         append::Options {
@@ -120,6 +122,7 @@ pub async fn run(options: Options) -> Result<Report> {
     let rerun = rerun(
         "durability",
         &openclaw,
+        &options.common,
         &format!(
             "--instances {} --appends {} --power-cuts {} --clients {} --sessions {} --protocol {} --seed {}",
             options.instances,

@@ -40,7 +40,7 @@ impl Victim {
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
     #[command(flatten)]
-    common: Common,
+    pub common: Common,
     #[arg(long, default_value_t = 3)]
     instances: usize,
     #[arg(long, default_value_t = 50)]
@@ -82,7 +82,9 @@ struct Figures<'a> {
 pub async fn run(options: Options) -> Result<Report> {
     let openclaw = options.common.openclaw()?;
     let mut rng = StdRng::seed_from_u64(options.seed);
-    let start = cluster::Options::new(&openclaw, options.instances).directory(options.common.directory()?);
+    let start = cluster::Options::new(&openclaw, options.instances)
+        .directory(options.common.directory()?)
+        .environment(options.common.environment(options.seed)?);
     let mut cluster = Cluster::start(start, READY).await?;
     let load = Load::start(
         append::Options {
@@ -126,6 +128,7 @@ pub async fn run(options: Options) -> Result<Report> {
     let rerun = rerun(
         "failover",
         &openclaw,
+        &options.common,
         &format!(
             "--instances {} --rounds {} --kill {} --clients {} --pause-ms {} --seed {}",
             options.instances,

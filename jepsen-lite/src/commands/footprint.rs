@@ -16,7 +16,7 @@ use crate::process::{Process, Program};
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
     #[command(flatten)]
-    common: Common,
+    pub common: Common,
     /// How long the cluster is idle before its memory is read
     #[arg(long, default_value_t = 30)]
     idle_secs: u64,
@@ -49,7 +49,7 @@ pub async fn run(options: Options) -> Result<Report> {
     let directory = options.common.directory()?;
     let (mut fresh, mut restarted) = (Vec::new(), Vec::new());
     for _ in 0..options.starts {
-        let mut single = Cluster::prepare(Start::new(&openclaw, 1)).await?;
+        let mut single = Cluster::prepare(Start::new(&openclaw, 1).environment(options.common.environment(0)?)).await?;
         for samples in [&mut fresh, &mut restarted] {
             single.start_all()?;
             samples.push(single.instance(0).wait_ready(READY).await?);
@@ -57,7 +57,11 @@ pub async fn run(options: Options) -> Result<Report> {
         }
     }
 
-    let mut cluster = Cluster::start(Start::new(&openclaw, 3).directory(directory), READY).await?;
+    let mut cluster = Cluster::start(
+        Start::new(&openclaw, 3).directory(directory).environment(options.common.environment(0)?),
+        READY,
+    )
+    .await?;
     let measured = measure_three(&mut cluster, &options).await;
     if measured.is_err() {
         cluster.keep();
@@ -128,6 +132,7 @@ async fn stripped(binary: &Path) -> Result<Option<u64>> {
     let target = directory.path().join("stripped");
     let mut strip = Process::new(Program {
         executable: "strip".into(),
+        through: Vec::new(),
         arguments: vec!["-o".into(), target.clone().into(), binary.into()],
         environment: Vec::new(),
         log: directory.path().join("log"),

@@ -18,13 +18,15 @@ pub mod turns;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::checkers::append::Verdict;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Environment};
 use crate::history::{self, Event};
+use crate::lab::{self, Shape};
+use crate::run::plan;
 use crate::run::verdict::Outcome;
 
 /// How long instances may take to be ready after a start, on a machine that is busy with something else.
@@ -41,6 +43,22 @@ pub struct Common {
     /// Keep data, logs and history here; default: a temporary directory, removed when all went well
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Where instances run
+    #[arg(long, value_enum, default_value_t = Where::Loopback)]
+    environment: Where,
+    /// In namespaces, what every link between two instances does to frames:
+    /// delay=20ms,jitter=5ms,loss=0.01,duplicate=0.01,reorder=0.05,rate=1000000 (bytes per second), or some of these
+    #[arg(long, value_name = "SHAPE")]
+    shape: Option<Shape>,
+}
+
+/// Where instances run, as on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Where {
+    /// All on loopback, with proxies between them where faults need them
+    Loopback,
+    /// Each in a network namespace of its own, on a switch in this program; needs root
+    Namespaces,
 }
 
 impl Common {
@@ -56,16 +74,43 @@ impl Common {
         }
     }
 
+    /// Whether the program must enter namespaces of its own before it does anything else.
+    pub fn needs_namespaces(&self) -> bool {
+        self.environment == Where::Namespaces
+    }
+
+    /// Where to start instances; `seed` draws what happens to frames.
+    ///
+    /// # Errors
+    /// When loopback is asked for a shape.
+    fn environment(&self, seed: u64) -> Result<Environment> {
+        match self.environment {
+            Where::Loopback => {
+                ensure!(self.shape.is_none(), "--shape needs --environment namespaces");
+                Ok(Environment::Loopback { proxied: false })
+            }
+            Where::Namespaces => {
+                Ok(Environment::Namespaces(lab::Options { shape: self.shape.unwrap_or_default(), seed }))
+            }
+        }
+    }
+
+    /// The environment's name and the shape of its links, for a plan.
+    ///
+    /// # Errors
+    /// As [`Self::environment`].
+    fn place(&self) -> Result<(String, Option<String>)> {
+        self.environment(0)?;
+        let name = if self.needs_namespaces() { plan::NAMESPACES } else { plan::LOOPBACK };
+        Ok((name.to_owned(), self.shape.map(|shape| shape.to_string())))
+    }
+
     /// The directory of the run, fresh.
     fn directory(&self) -> Result<Option<PathBuf>> {
         if let Some(out) = &self.out {
             std::fs::create_dir_all(out).with_context(|| format!("make {}", out.display()))?;
             let empty = std::fs::read_dir(out).with_context(|| format!("read {}", out.display()))?.next().is_none();
-            anyhow::ensure!(
-                empty,
-                "{} is not empty: instances would go on with what an earlier run left",
-                out.display()
-            );
+            ensure!(empty, "{} is not empty: instances would go on with what an earlier run left", out.display());
             return Ok(Some(std::fs::canonicalize(out).with_context(|| format!("find {}", out.display()))?));
         }
         Ok(None)
@@ -127,6 +172,14 @@ fn findings(verdict: &Verdict, alarms: &[String]) -> String {
     text
 }
 
-fn rerun(command: &str, openclaw: &Path, arguments: &str) -> String {
-    format!("cargo jepsen {command} --openclaw {} {arguments}", openclaw.display())
+/// The command that does it again; `common` says where.
+fn rerun(command: &str, openclaw: &Path, common: &Common, arguments: &str) -> String {
+    let mut place = String::new();
+    if common.needs_namespaces() {
+        place.push_str("--environment namespaces ");
+    }
+    if let Some(shape) = common.shape {
+        place.push_str(&format!("--shape {shape} "));
+    }
+    format!("cargo jepsen {command} --openclaw {} {place}{arguments}", openclaw.display())
 }

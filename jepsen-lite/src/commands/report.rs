@@ -285,6 +285,7 @@ mod tests {
         Plan {
             workloads: vec![Workload::Append],
             environment: "loopback".into(),
+            shape: None,
             clients: 2,
             pause_ms: 0,
             snapshot_every: 2000,

@@ -45,20 +45,22 @@ pub struct Options {
 }
 
 impl Options {
-    fn plan(&self) -> Plan {
+    fn plan(&self) -> Result<Plan> {
         let kinds = if self.nemesis.is_empty() { Kind::ALL.to_vec() } else { self.nemesis.clone() };
         let mut workloads = self.workload.clone();
         workloads.sort_unstable();
         workloads.dedup();
-        Plan {
+        let (environment, shape) = self.common.place()?;
+        Ok(Plan {
             workloads,
-            environment: "loopback".to_owned(),
+            environment,
+            shape,
             clients: self.clients,
             pause_ms: self.pause_ms,
             snapshot_every: self.snapshot_every,
             log_keep: self.snapshot_every / 10,
             schedule: Schedule::draw(self.seed, self.instances, &kinds, Duration::from_secs(self.time_limit)),
-        }
+        })
     }
 
     fn rerun(&self, openclaw: &Path) -> String {
@@ -77,7 +79,7 @@ impl Options {
             let kinds = names(self.nemesis.iter().map(|kind| kind.name()).collect());
             arguments.push_str(&format!(" --nemesis {kinds}"));
         }
-        rerun("run", openclaw, &arguments)
+        rerun("run", openclaw, &self.common, &arguments)
     }
 }
 
@@ -88,7 +90,7 @@ impl Options {
 pub async fn run(options: Options) -> Result<Report> {
     let openclaw = options.common.openclaw()?;
     let place = Place { openclaw: openclaw.clone(), directory: options.common.directory()? };
-    report(&run::execute(&options.plan(), &place, options.rerun(&openclaw)).await?)
+    report(&run::execute(&options.plan()?, &place, options.rerun(&openclaw)).await?)
 }
 
 /// What a run found, for people and for programs, and its page beside its files, where those stay.

@@ -14,7 +14,7 @@ use super::{Common, Report, report, rerun, run};
 use crate::nemesis::Kind;
 use crate::nemesis::schedule::Schedule;
 use crate::report::word;
-use crate::run::plan::Plan;
+use crate::run::plan::{LOOPBACK, NAMESPACES, Plan};
 use crate::run::verdict::Outcome;
 use crate::run::{self as runs, Place};
 use crate::workloads::Workload;
@@ -51,7 +51,7 @@ impl Suite {
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
     #[command(flatten)]
-    common: Common,
+    pub common: Common,
     #[arg(value_enum)]
     suite: Suite,
     /// Begin no run after so many minutes; default: as the suite says
@@ -80,12 +80,12 @@ pub async fn run(options: Options) -> Result<Report> {
         if begin.elapsed() > bound {
             break;
         }
-        let plan = plan(options.suite, options.seed, number);
+        let plan = plan(options.suite, options.seed, number, options.common.needs_namespaces());
         let name = format!("run-{:03}", number + 1);
         eprintln!("{name}: seed {}, {} instances, {}", plan.schedule.seed, plan.schedule.instances, plan.environment);
         let place = Place { openclaw: openclaw.clone(), directory: Some(make(&directory, &name)?) };
         let file = directory.join(&name).join("plan.json");
-        let again = rerun("replay", &openclaw, &file.display().to_string());
+        let again = rerun("replay", &openclaw, &options.common, &file.display().to_string());
         match runs::execute(&plan, &place, again).await {
             Ok(done) => {
                 eprintln!("{name}: {}", word(done.verdict.outcome));
@@ -114,7 +114,7 @@ fn make(directory: &std::path::Path, name: &str) -> Result<PathBuf> {
 }
 
 /// The plan of the run with this number, from 0.
-fn plan(suite: Suite, seed: u64, number: usize) -> Plan {
+fn plan(suite: Suite, seed: u64, number: usize, namespaces: bool) -> Plan {
     let mut rng = StdRng::seed_from_u64(seed);
     let seed = (0..=number).map(|_| rng.random::<u32>()).last().map_or(seed, u64::from);
     let workloads = match suite {
@@ -125,7 +125,9 @@ fn plan(suite: Suite, seed: u64, number: usize) -> Plan {
     let instances = if number % 3 == 2 { 5 } else { 3 };
     Plan {
         workloads,
-        environment: "loopback".to_owned(),
+        // Where there are namespaces, every other run is on loopback all the same.
+        environment: if namespaces && number % 2 == 0 { NAMESPACES } else { LOOPBACK }.to_owned(),
+        shape: None,
         clients: 8,
         pause_ms: 10,
         snapshot_every: 2000,
@@ -142,7 +144,7 @@ mod tests {
 
     #[test]
     fn the_same_seed_gives_the_same_plans_and_each_run_another() {
-        let plans = |seed| (0..9).map(|number| plan(Suite::Nightly, seed, number)).collect::<Vec<_>>();
+        let plans = |seed| (0..9).map(|number| plan(Suite::Nightly, seed, number, true)).collect::<Vec<_>>();
         assert_eq!(plans(1), plans(1));
         let seeds: BTreeSet<u64> = plans(1).iter().chain(&plans(2)).map(|plan| plan.schedule.seed).collect();
         assert_eq!(seeds.len(), 18);

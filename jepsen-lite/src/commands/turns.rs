@@ -32,7 +32,7 @@ const POLL: Duration = Duration::from_millis(20);
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
     #[command(flatten)]
-    common: Common,
+    pub common: Common,
     #[arg(long, default_value_t = 20)]
     rounds: u32,
     /// Draws how much of an answer is read before the kill, and which follower runs it
@@ -80,7 +80,9 @@ struct Figures<'a> {
 /// When the harness itself fails: instances that do not start, a turn that is not accepted, no leader.
 pub async fn run(options: Options) -> Result<Report> {
     let openclaw = options.common.openclaw()?;
-    let start = cluster::Options::new(&openclaw, 3).directory(options.common.directory()?);
+    let start = cluster::Options::new(&openclaw, 3)
+        .directory(options.common.directory()?)
+        .environment(options.common.environment(options.seed)?);
     let mut cluster = Cluster::start(start, READY).await?;
     let outcome = break_and_judge(&mut cluster, &options).await;
     let alarms = cluster.alarms()?;
@@ -132,7 +134,12 @@ fn report(rounds: &[Round], alarms: &[String], passed: bool, openclaw: &Path, op
         done,
         anomalies: &anomalies,
         alarms,
-        rerun: rerun("turns", openclaw, &format!("--rounds {} --seed {}", options.rounds, options.seed)),
+        rerun: rerun(
+            "turns",
+            openclaw,
+            &options.common,
+            &format!("--rounds {} --seed {}", options.rounds, options.seed),
+        ),
     };
     Report::new(text, &figures, passed)
 }
@@ -140,9 +147,10 @@ fn report(rounds: &[Round], alarms: &[String], passed: bool, openclaw: &Path, op
 async fn break_and_judge(cluster: &mut Cluster, options: &Options) -> Result<Vec<Round>> {
     let mut rng = StdRng::seed_from_u64(options.seed);
     let balancer = Balancer::start(cluster.instances().iter().map(|instance| instance.http).collect()).await?;
+    let token = cluster.token().map(ToOwned::to_owned);
     let mut rounds = Vec::new();
     for number in 1..=options.rounds {
-        let question = Question::new(&balancer, &format!("turns-{}-{number}", options.seed))?;
+        let question = Question::new(&balancer, token.as_deref(), &format!("turns-{}-{number}", options.seed))?;
         // Leaders and followers by turns: that the log needs a new leader first is a case of its own.
         let mut round = one_round(cluster, &question, &mut rng, number % 2 == 1)
             .await
@@ -162,13 +170,14 @@ async fn break_and_judge(cluster: &mut Cluster, options: &Options) -> Result<Vec
 /// One question to the cluster behind a balancer, in a session of its own.
 struct Question<'a> {
     balancer: &'a Balancer,
+    token: Option<&'a str>,
     session: SessionKey,
     key: IdempotencyKey,
     request: ChatRequest,
 }
 
 impl<'a> Question<'a> {
-    fn new(balancer: &'a Balancer, name: &str) -> Result<Self> {
+    fn new(balancer: &'a Balancer, token: Option<&'a str>, name: &str) -> Result<Self> {
         let request = ChatRequest {
             session_key: Some(name.to_owned()),
             message: format!("[tokens={TOKENS} delay={DELAY_MS}ms]"),
@@ -176,6 +185,7 @@ impl<'a> Question<'a> {
         };
         Ok(Self {
             balancer,
+            token,
             session: SessionKey::parse(name).context("session key")?,
             key: IdempotencyKey::parse(name).context("idempotency key")?,
             request,
@@ -184,7 +194,7 @@ impl<'a> Question<'a> {
 
     /// A client with connections of its own, which the balancer gives to whoever is next.
     fn client(&self) -> Client {
-        Client::new(self.balancer.address(), Protocol::Http1, REQUEST)
+        Client::new(self.balancer.address(), Protocol::Http1, REQUEST).with_token(self.token)
     }
 }
 
@@ -231,7 +241,7 @@ async fn one_round(cluster: &mut Cluster, question: &Question<'_>, rng: &mut Std
 /// is ready.
 async fn runs_its_turns(cluster: &mut Cluster, index: usize, session: &SessionKey) -> Result<()> {
     let instance = cluster.instance(index);
-    let client = Client::new(instance.http, Protocol::Http1, REQUEST);
+    let client = instance.client().with_timeout(REQUEST);
     let request = ChatRequest {
         session_key: Some(format!("{session}-before")),
         message: "hello".into(),

@@ -30,11 +30,11 @@ pub enum Injected {
 }
 
 /// Does one fault. Those that are over when they are done - a rolling restart, say - take the time that `step` gives them, or
-/// what they need; the others stay in force until [`heal`].
+/// what they need; the others stay in force until [`heal`], and `in_force` is called when they begin to be.
 ///
 /// # Errors
 /// When the harness fails: a process that cannot be signalled, an instance that does not start again.
-pub async fn inject(cluster: &mut Cluster, step: &Step) -> Result<Injected> {
+pub async fn inject(cluster: &mut Cluster, step: &Step, in_force: impl FnOnce()) -> Result<Injected> {
     let count = cluster.len();
     let chosen = usize::try_from(step.choice % count as u64).unwrap_or(0);
     let until = Instant::now() + step.lasts();
@@ -87,17 +87,18 @@ pub async fn inject(cluster: &mut Cluster, step: &Step) -> Result<Injected> {
             name
         }
         Kind::IsolateOne | Kind::IsolateLeader => {
-            cluster.network()?.isolate(target);
+            cluster.network()?.isolate(target)?;
             name
         }
         Kind::Halves => {
             let minority: Vec<usize> = (0..(count - 1) / 2).map(|offset| (target + offset) % count).collect();
-            let network = cluster.network()?;
+            let mut pairs = Vec::new();
             for inside in &minority {
                 for outside in (0..count).filter(|other| !minority.contains(other)) {
-                    network.cut(*inside, outside);
+                    pairs.extend([(*inside, outside), (outside, *inside)]);
                 }
             }
+            cluster.network()?.cut_all(&pairs)?;
             format!("{} of {count}, from {name} on", minority.len())
         }
         Kind::Ring => {
@@ -106,35 +107,35 @@ pub async fn inject(cluster: &mut Cluster, step: &Step) -> Result<Injected> {
             for a in 0..count {
                 for b in a + 2..count {
                     if (b + 1) % count != a {
-                        network.cut((a + target) % count, (b + target) % count);
+                        network.cut((a + target) % count, (b + target) % count)?;
                     }
                 }
             }
             if count == 3 {
-                network.cut(target, next);
+                network.cut(target, next)?;
             }
             format!("around {name}")
         }
         Kind::Link => {
-            cluster.network()?.cut(target, next);
+            cluster.network()?.cut(target, next)?;
             format!("{name} and {}", cluster.instance(next).id)
         }
         Kind::Mute => {
             let network = cluster.network()?;
-            others().for_each(|other| network.cut_one_way(target, other));
+            network.cut_all(&others().map(|other| (target, other)).collect::<Vec<_>>())?;
             name
         }
         Kind::Deaf => {
             let network = cluster.network()?;
-            others().for_each(|other| network.cut_one_way(other, target));
+            network.cut_all(&others().map(|other| (other, target)).collect::<Vec<_>>())?;
             name
         }
         Kind::Flap => {
             let mut times = 0;
             while Instant::now() < until {
-                cluster.network()?.isolate(target);
+                cluster.network()?.isolate(target)?;
                 sleep(FLAP).await;
-                cluster.network()?.heal();
+                cluster.network()?.heal()?;
                 sleep(FLAP).await;
                 times += 1;
             }
@@ -145,7 +146,7 @@ pub async fn inject(cluster: &mut Cluster, step: &Step) -> Result<Injected> {
             let span = SLOW_MS.end() - SLOW_MS.start() + 1;
             let delay = Duration::from_millis(SLOW_MS.start() + step.choice / 7 % span);
             for from in 0..count {
-                (0..count).filter(|to| *to != from).for_each(|to| network.delay(from, to, delay));
+                (0..count).filter(|to| *to != from).try_for_each(|to| network.delay(from, to, delay))?;
             }
             format!("by {delay:?}")
         }
@@ -181,6 +182,9 @@ pub async fn inject(cluster: &mut Cluster, step: &Step) -> Result<Injected> {
         }
     };
     let left = until.saturating_duration_since(Instant::now());
+    if !left.is_zero() {
+        in_force();
+    }
     sleep(left).await;
     Ok(Injected::Installed(done))
 }
@@ -190,7 +194,7 @@ pub async fn inject(cluster: &mut Cluster, step: &Step) -> Result<Injected> {
 /// # Errors
 /// When an instance cannot be started.
 pub fn heal(cluster: &mut Cluster) -> Result<()> {
-    cluster.network().context("faults need the proxies between instances")?.heal();
+    cluster.network().context("faults need a network between instances")?.heal()?;
     for index in 0..cluster.len() {
         if cluster.instance(index).process.is_paused() {
             cluster.instance(index).process.resume()?;

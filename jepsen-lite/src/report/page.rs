@@ -70,7 +70,8 @@ fn rerun(command: &str) -> Markup {
 
 /// The facts of a run, beside each other.
 fn facts(verdict: &Verdict) -> Markup {
-    let Plan { workloads, environment, clients, pause_ms, snapshot_every, log_keep: _, schedule } = &verdict.plan;
+    let Plan { workloads, environment, shape, clients, pause_ms, snapshot_every, log_keep: _, schedule } =
+        &verdict.plan;
     let installed = verdict.faults.iter().filter(|fault| fault.installed).count();
     let kinds: std::collections::BTreeSet<&str> =
         verdict.faults.iter().filter(|fault| fault.installed).map(|fault| fault.kind.as_str()).collect();
@@ -78,7 +79,7 @@ fn facts(verdict: &Verdict) -> Markup {
     html! {
         dl.facts {
             div { dt { "workloads" } dd { (listed(workloads)) } }
-            div { dt { "environment" } dd { (shown(environment, 80)) } }
+            div { dt { "environment" } dd { (shown(environment, 80)) @if let Some(shape) = shape { ", " (shown(shape, 120)) } } }
             div { dt { "instances" } dd { (schedule.instances) } }
             div { dt { "clients" } dd { (clients) @if *pause_ms > 0 { " with pauses of " (pause_ms) " ms" } } }
             div { dt { "snapshots" } dd { "every " (snapshot_every) " log entries" } }

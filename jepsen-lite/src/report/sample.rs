@@ -34,6 +34,7 @@ pub(super) fn sample(seed: u64, seconds: u64, per_second: f64) -> (Verdict, Vec<
         plan: Plan {
             workloads: vec![Workload::Append, Workload::Telegram],
             environment: "loopback".into(),
+            shape: None,
             clients: 8,
             pause_ms: 10,
             snapshot_every: 2000,

@@ -117,7 +117,7 @@ async fn start(plan: &Plan, place: &Place, stage: &Stage, names: &Names) -> Resu
     let options = cluster::Options::new(&place.openclaw, plan.schedule.instances)
         .directory(place.directory.clone())
         .names(names)
-        .proxied()
+        .environment(plan.environment()?)
         .settings(|settings| {
             settings.cluster.raft.snapshot_every = plan.snapshot_every;
             settings.cluster.raft.log_keep = plan.log_keep;
@@ -207,9 +207,10 @@ impl Run<'_> {
         let Shared { progress, recorder } = self.shared;
         let kind = step.kind.name();
         recorder.fault(number, &kind, Phase::Begin, "");
-        let begun = progress.mark();
+        let mut begun = progress.mark();
         self.broken.set(Some(begun));
-        let injected = inject::inject(self.cluster, step).await?;
+        // Rules take a while to be loaded, and what is written meanwhile is no recovery.
+        let injected = inject::inject(self.cluster, step, || begun = progress.mark()).await?;
         let during = tokio::time::timeout(Duration::ZERO, progress.first_after_mark()).await.ok();
         let healed = progress.mark();
         inject::heal(self.cluster)?;

@@ -1,4 +1,4 @@
-//! What stands between sockets: a proxy in front of each peer listener with a switch per directed link, and a balancer.
+//! A proxy in front of each peer listener, with a switch per directed link: faults on loopback, without any privilege.
 //!
 //! Every instance is told one address per peer, that of the peer's proxy, so the bootstrap lists are equal and the
 //! server needs no setting for it. Which instance dialled is read from the kernel: the client's port in /proc/net/tcp
@@ -12,8 +12,6 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -24,6 +22,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+
+use super::opener::process_of;
 
 /// Chunks that wait in one direction of one connection; past it the sender's own socket fills up.
 const WAITING_CHUNKS: usize = 64;
@@ -40,7 +40,7 @@ const FREE: Link = Link { open: true, delay: Duration::ZERO };
 
 /// The proxies of one cluster.
 #[derive(Debug)]
-pub struct Network {
+pub struct Proxies {
     /// `links[from][to]`
     links: Vec<Vec<watch::Sender<Link>>>,
     addresses: Vec<SocketAddr>,
@@ -48,7 +48,7 @@ pub struct Network {
     tasks: Vec<JoinHandle<()>>,
 }
 
-impl Network {
+impl Proxies {
     /// Opens a proxy for each of `listeners`, the addresses at which the instances really listen.
     ///
     /// # Errors
@@ -73,6 +73,10 @@ impl Network {
         Ok(Self { links, addresses, owners, tasks })
     }
 
+    pub fn instances(&self) -> usize {
+        self.links.len()
+    }
+
     /// Where peers reach instance `index`.
     pub fn address(&self, index: usize) -> SocketAddr {
         self.addresses[index]
@@ -88,19 +92,6 @@ impl Network {
     /// Stops what `from` sends to `to`; the other direction is left alone.
     pub fn cut_one_way(&self, from: usize, to: usize) {
         self.change(from, to, |link| link.open = false);
-    }
-
-    /// Stops both directions between two instances.
-    pub fn cut(&self, a: usize, b: usize) {
-        self.cut_one_way(a, b);
-        self.cut_one_way(b, a);
-    }
-
-    /// Cuts one instance off from all others.
-    pub fn isolate(&self, index: usize) {
-        for other in (0..self.links.len()).filter(|&other| other != index) {
-            self.cut(index, other);
-        }
     }
 
     /// Holds every byte from `from` to `to` back for `delay`.
@@ -120,7 +111,7 @@ impl Network {
     }
 }
 
-impl Drop for Network {
+impl Drop for Proxies {
     fn drop(&mut self) {
         self.tasks.iter().for_each(JoinHandle::abort);
     }
@@ -212,103 +203,7 @@ async fn opened(link: &mut watch::Receiver<Link>) {
 
 /// Which instance opened the connection from `source` to `local`.
 fn dialler(source: SocketAddr, local: SocketAddr, owners: &HashMap<u32, usize>) -> Option<usize> {
-    let table = std::fs::read_to_string("/proc/net/tcp").ok()?;
-    let inode = socket_inode(&table, source, local)?;
-    let link = format!("socket:[{inode}]");
-    owners.iter().find(|(pid, _)| has_open(**pid, Path::new(&link))).map(|(_, &index)| index)
-}
-
-/// Which of `pids` holds the connection from `source` to `local`, as long as it is open.
-pub fn process_of(source: SocketAddr, local: SocketAddr, pids: impl IntoIterator<Item = u32>) -> Option<u32> {
-    let table = std::fs::read_to_string("/proc/net/tcp").ok()?;
-    let inode = socket_inode(&table, source, local)?;
-    let link = format!("socket:[{inode}]");
-    pids.into_iter().find(|pid| has_open(*pid, Path::new(&link)))
-}
-
-fn has_open(pid: u32, link: &Path) -> bool {
-    let Ok(files) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
-    files.flatten().any(|file| std::fs::read_link(file.path()).is_ok_and(|target| target == link))
-}
-
-/// The inode of the socket bound to `local` and connected to `remote`, from the text of /proc/net/tcp.
-fn socket_inode(table: &str, local: SocketAddr, remote: SocketAddr) -> Option<&str> {
-    let (local, remote) = (kernel_address(local)?, kernel_address(remote)?);
-    table.lines().find_map(|line| {
-        let mut fields = line.split_ascii_whitespace().skip(1);
-        (fields.next()? == local && fields.next()? == remote).then(|| fields.nth(6)).flatten()
-    })
-}
-
-/// As the kernel prints it: the address as a little-endian number, the port as it is.
-fn kernel_address(address: SocketAddr) -> Option<String> {
-    match address {
-        SocketAddr::V4(v4) => Some(format!("{:08X}:{:04X}", u32::from_le_bytes(v4.ip().octets()), v4.port())),
-        SocketAddr::V6(_) => None,
-    }
-}
-
-/// A TCP balancer: each new connection goes to the next backend that accepts one.
-#[derive(Debug)]
-pub struct Balancer {
-    address: SocketAddr,
-    /// Counts up; modulo the number of backends it says whose turn it is.
-    next: Arc<AtomicUsize>,
-    task: JoinHandle<()>,
-}
-
-impl Balancer {
-    /// # Errors
-    /// When no port can be bound.
-    pub async fn start(backends: Vec<SocketAddr>) -> Result<Self> {
-        Self::start_at(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), backends).await
-    }
-
-    /// # Errors
-    /// When the address cannot be bound.
-    pub async fn start_at(address: SocketAddr, backends: Vec<SocketAddr>) -> Result<Self> {
-        let listener = TcpListener::bind(address).await.context("bind the balancer")?;
-        let address = listener.local_addr().context("address of the balancer")?;
-        let next = Arc::new(AtomicUsize::new(0));
-        let task = tokio::spawn(balance(listener, backends, Arc::clone(&next)));
-        Ok(Self { address, next, task })
-    }
-
-    /// Gives the next connection to this backend, by its place in the list, if it accepts one; then it goes on from there.
-    pub fn turn_to(&self, backend: usize) {
-        self.next.store(backend, Ordering::Relaxed);
-    }
-
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-}
-
-impl Drop for Balancer {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-async fn balance(listener: TcpListener, backends: Vec<SocketAddr>, next: Arc<AtomicUsize>) {
-    let backends: Arc<[SocketAddr]> = backends.into();
-    let mut connections = tokio::task::JoinSet::new();
-    loop {
-        while connections.try_join_next().is_some() {}
-        let Ok((mut client, _)) = listener.accept().await else { continue };
-        let (backends, next) = (Arc::clone(&backends), Arc::clone(&next));
-        connections.spawn(async move {
-            for _ in 0..backends.len() {
-                let backend = backends[next.fetch_add(1, Ordering::Relaxed) % backends.len()];
-                let Ok(mut server) = TcpStream::connect(backend).await else { continue };
-                if client.set_nodelay(true).and_then(|()| server.set_nodelay(true)).is_ok() {
-                    // Either side sees the other close; there is nobody else to tell.
-                    drop(tokio::io::copy_bidirectional(&mut client, &mut server).await);
-                }
-                return;
-            }
-        });
-    }
+    process_of(source, local, owners.keys().copied()).and_then(|pid| owners.get(&pid).copied())
 }
 
 #[cfg(test)]
@@ -317,27 +212,16 @@ mod tests {
 
     const WAIT: Duration = Duration::from_secs(10);
 
-    #[test]
-    fn the_kernels_table_names_the_socket() {
-        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n   \
-             0: 0100007F:0BB8 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 111 1 0\n   \
-             1: 0100007F:9C40 0100007F:0BB8 01 00000000:00000000 00:00000000 00000000     0        0 222 1 0\n";
-        let address = |text: &str| text.parse::<SocketAddr>().unwrap();
-        assert_eq!(socket_inode(table, address("127.0.0.1:40000"), address("127.0.0.1:3000")), Some("222"));
-        assert_eq!(socket_inode(table, address("127.0.0.1:3000"), address("127.0.0.1:40000")), None);
-        assert_eq!(socket_inode(table, address("[::1]:40000"), address("127.0.0.1:3000")), None);
-    }
-
     /// Two listeners behind proxies, where this process plays instance 0.
-    async fn pair() -> (Network, TcpListener) {
+    async fn pair() -> (Proxies, TcpListener) {
         let own = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let other = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let network = Network::start(&[own.local_addr().unwrap(), other.local_addr().unwrap()]).await.unwrap();
+        let network = Proxies::start(&[own.local_addr().unwrap(), other.local_addr().unwrap()]).await.unwrap();
         network.set_owner(std::process::id(), 0);
         (network, other)
     }
 
-    async fn connect(network: &Network, listener: &TcpListener) -> (TcpStream, TcpStream) {
+    async fn connect(network: &Proxies, listener: &TcpListener) -> (TcpStream, TcpStream) {
         let (client, server) = tokio::join!(TcpStream::connect(network.address(1)), listener.accept());
         (client.unwrap(), server.unwrap().0)
     }
@@ -357,7 +241,8 @@ mod tests {
         assert!(arrives(&mut server, &mut client).await, "the other direction is left alone");
         network.heal();
         tokio::time::timeout(WAIT, server.read_u8()).await.unwrap().unwrap();
-        network.isolate(1);
+        network.cut_one_way(0, 1);
+        network.cut_one_way(1, 0);
         assert!(!arrives(&mut client, &mut server).await && !arrives(&mut server, &mut client).await);
     }
 
@@ -385,26 +270,9 @@ mod tests {
     async fn a_process_of_no_instance_is_never_cut() {
         let (network, listener) = pair().await;
         network.set_owner(u32::MAX, 0);
-        network.isolate(1);
+        network.cut_one_way(0, 1);
+        network.cut_one_way(1, 0);
         let (mut client, mut server) = connect(&network, &listener).await;
         assert!(arrives(&mut client, &mut server).await);
-    }
-
-    #[tokio::test]
-    async fn the_balancer_takes_turns_and_passes_over_a_dead_backend() {
-        let dead = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-        let (one, two) =
-            (TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap());
-        let backends = vec![one.local_addr().unwrap(), dead, two.local_addr().unwrap()];
-        let balancer = Balancer::start(backends).await.unwrap();
-        for listener in [&one, &two, &one] {
-            let (client, server) = tokio::join!(TcpStream::connect(balancer.address()), listener.accept());
-            assert!(arrives(&mut client.unwrap(), &mut server.unwrap().0).await);
-        }
-        for _ in 0..2 {
-            balancer.turn_to(2);
-            let (client, server) = tokio::join!(TcpStream::connect(balancer.address()), two.accept());
-            assert!(arrives(&mut client.unwrap(), &mut server.unwrap().0).await);
-        }
     }
 }
