@@ -126,7 +126,7 @@ fn plan(suite: Suite, seed: u64, number: usize, namespaces: bool) -> Plan {
     Plan {
         workloads,
         // Where there are namespaces, every other run is on loopback all the same.
-        environment: if namespaces && number % 2 == 0 { NAMESPACES } else { LOOPBACK }.to_owned(),
+        environment: if namespaces && number.is_multiple_of(2) { NAMESPACES } else { LOOPBACK }.to_owned(),
         shape: None,
         clients: 8,
         pause_ms: 10,
