@@ -17,7 +17,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use openclaw_proto::http::{
     self as api, AppendRequest, AppendResponse, ChannelList, ChannelStatus, ChatRequest, ChatResponse, Cluster,
-    DeadLetterList, Entry, EntryList, ErrorBody, ErrorCode, MoveRequest, Role, StateHash, StreamEvent,
+    DeadLetterList, Entry, EntryList, ErrorBody, ErrorCode, MoveRequest, RemoveRequest, Role, StateHash, StreamEvent,
     TransferLeaderRequest, UpdateSessionRequest, Usage,
 };
 use openclaw_proto::ids::{IdempotencyKey, SessionKey, StreamPosition, TurnId};
@@ -253,6 +253,12 @@ impl Client {
     pub async fn transfer_leader(&self, to: &str) -> Reply<serde_json::Value> {
         let body = TransferLeaderRequest { to: Some(to.to_owned()) };
         self.post("/api/v1/cluster/transfer-leader", &body, &IdempotencyKey::random()).await
+    }
+
+    /// Takes an instance out of the cluster for good.
+    pub async fn remove(&self, instance: &str) -> Reply<Cluster> {
+        let body = RemoveRequest { instance_id: instance.to_owned() };
+        self.post("/api/v1/cluster/remove", &body, &IdempotencyKey::random()).await
     }
 
     pub async fn cluster(&self) -> Reply<Cluster> {

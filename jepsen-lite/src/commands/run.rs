@@ -22,7 +22,7 @@ pub struct Options {
     /// What clients do, separated by commas
     #[arg(long, value_enum, value_delimiter = ',', default_value = "append")]
     pub workload: Vec<Workload>,
-    /// The kinds of faults, separated by commas; default: all
+    /// The kinds of faults, separated by commas; default: all that can be done here
     #[arg(long, value_enum, value_delimiter = ',')]
     pub nemesis: Vec<Kind>,
     /// Seconds of faults
@@ -46,7 +46,11 @@ pub struct Options {
 
 impl Options {
     fn plan(&self) -> Result<Plan> {
-        let kinds = if self.nemesis.is_empty() { Kind::ALL.to_vec() } else { self.nemesis.clone() };
+        let namespaces = self.common.needs_namespaces();
+        for kind in &self.nemesis {
+            kind.possible(namespaces).with_context(|| format!("--nemesis {}", kind.name()))?;
+        }
+        let kinds = if self.nemesis.is_empty() { possible(namespaces) } else { self.nemesis.clone() };
         let mut workloads = self.workload.clone();
         workloads.sort_unstable();
         workloads.dedup();
@@ -81,6 +85,11 @@ impl Options {
         }
         rerun("run", openclaw, &self.common, &arguments)
     }
+}
+
+/// All that can be done here.
+pub(super) fn possible(namespaces: bool) -> Vec<Kind> {
+    Kind::ALL.into_iter().filter(|kind| kind.possible(namespaces).is_ok()).collect()
 }
 
 /// Runs it.

@@ -80,7 +80,7 @@ pub async fn run(options: Options) -> Result<Report> {
         if begin.elapsed() > bound {
             break;
         }
-        let plan = plan(options.suite, options.seed, number, options.common.needs_namespaces());
+        let plan = plan(options.suite, options.seed, number, options.common.needs_namespaces(), run::possible);
         let name = format!("run-{:03}", number + 1);
         eprintln!("{name}: seed {}, {} instances, {}", plan.schedule.seed, plan.schedule.instances, plan.environment);
         let place = Place { openclaw: openclaw.clone(), directory: Some(make(&directory, &name)?) };
@@ -114,7 +114,7 @@ fn make(directory: &std::path::Path, name: &str) -> Result<PathBuf> {
 }
 
 /// The plan of the run with this number, from 0.
-fn plan(suite: Suite, seed: u64, number: usize, namespaces: bool) -> Plan {
+fn plan(suite: Suite, seed: u64, number: usize, namespaces: bool, possible: impl Fn(bool) -> Vec<Kind>) -> Plan {
     let mut rng = StdRng::seed_from_u64(seed);
     let seed = (0..=number).map(|_| rng.random::<u32>()).last().map_or(seed, u64::from);
     let workloads = match suite {
@@ -123,16 +123,17 @@ fn plan(suite: Suite, seed: u64, number: usize, namespaces: bool) -> Plan {
     };
     // Every third run has five instances, which have minorities of two and rings.
     let instances = if number % 3 == 2 { 5 } else { 3 };
+    // Where there are namespaces, every other run is on loopback all the same.
+    let namespaces = namespaces && number.is_multiple_of(2);
     Plan {
         workloads,
-        // Where there are namespaces, every other run is on loopback all the same.
-        environment: if namespaces && number.is_multiple_of(2) { NAMESPACES } else { LOOPBACK }.to_owned(),
+        environment: if namespaces { NAMESPACES } else { LOOPBACK }.to_owned(),
         shape: None,
         clients: 8,
         pause_ms: 10,
         snapshot_every: 2000,
         log_keep: 200,
-        schedule: Schedule::draw(seed, instances, &Kind::ALL, Duration::from_secs(suite.seconds())),
+        schedule: Schedule::draw(seed, instances, &possible(namespaces), Duration::from_secs(suite.seconds())),
     }
 }
 
@@ -144,7 +145,9 @@ mod tests {
 
     #[test]
     fn the_same_seed_gives_the_same_plans_and_each_run_another() {
-        let plans = |seed| (0..9).map(|number| plan(Suite::Nightly, seed, number, true)).collect::<Vec<_>>();
+        let plans = |seed| {
+            (0..9).map(|number| plan(Suite::Nightly, seed, number, true, |_| Kind::ALL.to_vec())).collect::<Vec<_>>()
+        };
         assert_eq!(plans(1), plans(1));
         let seeds: BTreeSet<u64> = plans(1).iter().chain(&plans(2)).map(|plan| plan.schedule.seed).collect();
         assert_eq!(seeds.len(), 18);

@@ -126,6 +126,8 @@ fn prepare(outside: &OsStr) -> Result<()> {
     }
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("make the mounts private")?;
+    // `ip netns exec` gives each instance a copy of the mounts. A disk that is unmounted here must be so there too.
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SHARED, none).context("share the mounts with instances")?;
     // The mount point itself is made on the machine, as `ip netns` would; what is in it is ours alone.
     std::fs::create_dir_all(NAMES).with_context(|| format!("make {NAMES}"))?;
     mount(Some("tmpfs"), NAMES, Some("tmpfs"), MsFlags::empty(), none).with_context(|| format!("mount {NAMES}"))?;

@@ -3,12 +3,16 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use tokio::time::sleep;
 
 use super::Kind;
 use super::schedule::Step;
 use crate::client::Reply;
 use crate::cluster::Cluster;
+use crate::disk::SyncFault;
+use crate::lab::Shape;
 
 /// How long a leader is waited for when a fault is meant for it.
 const LEADER: Duration = Duration::from_secs(10);
@@ -19,6 +23,11 @@ const RESTART: Duration = Duration::from_secs(60);
 /// Between two moves of leadership.
 const MOVE: Duration = Duration::from_millis(300);
 const SLOW_MS: std::ops::RangeInclusive<u64> = 20..=100;
+const SLOW_SYNC_MS: std::ops::RangeInclusive<u64> = 50..=500;
+const JUMP_SECONDS: std::ops::RangeInclusive<i64> = 60..=3600;
+/// Exit code of an instance whose data directory is damaged, and of one that cannot go on.
+const DAMAGED: i32 = 65;
+const STOPPED: i32 = 70;
 
 /// What became of a fault.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,176 +38,358 @@ pub enum Injected {
     Skipped(String),
 }
 
-/// Does one fault. Those that are over when they are done - a rolling restart, say - take the time that `step` gives them, or
-/// what they need; the others stay in force until [`heal`], and `in_force` is called when they begin to be.
-///
-/// # Errors
-/// When the harness fails: a process that cannot be signalled, an instance that does not start again.
-pub async fn inject(cluster: &mut Cluster, step: &Step, in_force: impl FnOnce()) -> Result<Injected> {
-    let count = cluster.len();
-    let chosen = usize::try_from(step.choice % count as u64).unwrap_or(0);
-    let until = Instant::now() + step.lasts();
-    if count < 2 && !matches!(step.kind, Kind::KillOne | Kind::KillAll | Kind::PauseOne) {
-        return Ok(Injected::Skipped("there is one instance only".to_owned()));
-    }
-    let target = match step.kind {
-        Kind::KillLeader | Kind::PauseLeader | Kind::IsolateLeader | Kind::Flap => match cluster.leader(LEADER).await {
-            Ok(leader) => leader,
-            Err(error) => return Ok(Injected::Skipped(format!("{error:#}"))),
-        },
-        Kind::KillOne
-        | Kind::KillMajority
-        | Kind::KillAll
-        | Kind::PauseOne
-        | Kind::IsolateOne
-        | Kind::Halves
-        | Kind::Ring
-        | Kind::Link
-        | Kind::Mute
-        | Kind::Deaf
-        | Kind::Slow
-        | Kind::RollingRestart
-        | Kind::MoveLeadership => chosen,
-    };
-    let name = cluster.instance(target).id.to_string();
-    let next = (target + 1) % count;
-    let others = || (0..count).filter(move |other| *other != target);
-    let done = match step.kind {
-        Kind::KillOne | Kind::KillLeader => {
-            cluster.instance(target).process.kill()?;
-            name
-        }
-        Kind::KillMajority => {
-            let killed: Vec<usize> = (0..count / 2 + 1).map(|offset| (target + offset) % count).collect();
-            for index in &killed {
-                cluster.instance(*index).process.send_kill()?;
-            }
-            for index in &killed {
-                cluster.instance(*index).process.reap()?;
-            }
-            format!("{} of {count}, from {name} on", killed.len())
-        }
-        Kind::KillAll => {
-            cluster.kill_all()?;
-            "all".to_owned()
-        }
-        Kind::PauseOne | Kind::PauseLeader => {
-            cluster.instance(target).process.pause()?;
-            name
-        }
-        Kind::IsolateOne | Kind::IsolateLeader => {
-            cluster.network()?.isolate(target)?;
-            name
-        }
-        Kind::Halves => {
-            let minority: Vec<usize> = (0..(count - 1) / 2).map(|offset| (target + offset) % count).collect();
-            let mut pairs = Vec::new();
-            for inside in &minority {
-                for outside in (0..count).filter(|other| !minority.contains(other)) {
-                    pairs.extend([(*inside, outside), (outside, *inside)]);
-                }
-            }
-            cluster.network()?.cut_all(&pairs)?;
-            format!("{} of {count}, from {name} on", minority.len())
-        }
-        Kind::Ring => {
-            let network = cluster.network()?;
-            // Of three, one bridges the two others; of five, each sees its two neighbours.
-            for a in 0..count {
-                for b in a + 2..count {
-                    if (b + 1) % count != a {
-                        network.cut((a + target) % count, (b + target) % count)?;
-                    }
-                }
-            }
-            if count == 3 {
-                network.cut(target, next)?;
-            }
-            format!("around {name}")
-        }
-        Kind::Link => {
-            cluster.network()?.cut(target, next)?;
-            format!("{name} and {}", cluster.instance(next).id)
-        }
-        Kind::Mute => {
-            let network = cluster.network()?;
-            network.cut_all(&others().map(|other| (target, other)).collect::<Vec<_>>())?;
-            name
-        }
-        Kind::Deaf => {
-            let network = cluster.network()?;
-            network.cut_all(&others().map(|other| (other, target)).collect::<Vec<_>>())?;
-            name
-        }
-        Kind::Flap => {
-            let mut times = 0;
-            while Instant::now() < until {
-                cluster.network()?.isolate(target)?;
-                sleep(FLAP).await;
-                cluster.network()?.heal()?;
-                sleep(FLAP).await;
-                times += 1;
-            }
-            format!("{name}, {times} times")
-        }
-        Kind::Slow => {
-            let network = cluster.network()?;
-            let span = SLOW_MS.end() - SLOW_MS.start() + 1;
-            let delay = Duration::from_millis(SLOW_MS.start() + step.choice / 7 % span);
-            for from in 0..count {
-                (0..count).filter(|to| *to != from).try_for_each(|to| network.delay(from, to, delay))?;
-            }
-            format!("by {delay:?}")
-        }
-        Kind::RollingRestart => {
-            for offset in 0..count {
-                let index = (target + offset) % count;
-                cluster.instance(index).process.terminate()?;
-                let status = cluster.instance(index).process.wait_exit(RESTART).await?;
-                ensure!(status.success(), "{} ended with {status}", cluster.instance(index).id);
-                cluster.start_one(index)?;
-                cluster.instance(index).wait_ready(RESTART).await?;
-            }
-            format!("all, from {name} on")
-        }
-        Kind::MoveLeadership => {
-            let mut moves = 0;
-            let mut to = target;
-            while Instant::now() < until {
-                let id = cluster.instance(to).id.to_string();
-                for instance in cluster.instances() {
-                    if let Reply::Ok(_) = instance.client().transfer_leader(&id).await {
-                        moves += 1;
-                        break;
-                    }
-                }
-                to = (to + 1) % count;
-                sleep(MOVE).await;
-            }
-            if moves == 0 {
-                return Ok(Injected::Skipped("no instance took the leadership".to_owned()));
-            }
-            format!("{moves} times")
-        }
-    };
-    let left = until.saturating_duration_since(Instant::now());
-    if !left.is_zero() {
-        in_force();
-    }
-    sleep(left).await;
-    Ok(Injected::Installed(done))
+/// Breaks a cluster and mends it.
+#[derive(Debug, Default)]
+pub struct Nemesis {
+    /// Processes whose syncs are slow or fail.
+    syncs: Vec<SyncFault>,
+    full: Vec<usize>,
+    jumped: Vec<usize>,
 }
 
-/// Undoes every fault: links are open, and whatever was stopped goes on or starts again.
-///
-/// # Errors
-/// When an instance cannot be started.
-pub fn heal(cluster: &mut Cluster) -> Result<()> {
-    cluster.network().context("faults need a network between instances")?.heal()?;
-    for index in 0..cluster.len() {
-        if cluster.instance(index).process.is_paused() {
-            cluster.instance(index).process.resume()?;
+impl Nemesis {
+    /// Does one fault, or one beside another. Those that are over when they are done - a rolling restart, say - take the
+    /// time that `step` gives them, or what they need; the others stay in force until [`Self::heal`]. `in_force` is called
+    /// when rules between instances, which take a while to be loaded, begin to be.
+    ///
+    /// # Errors
+    /// When the harness fails, or an instance does what it must not: it does not start again, or starts with a damaged log.
+    pub async fn inject(&mut self, cluster: &mut Cluster, step: &Step, in_force: impl FnOnce()) -> Result<Injected> {
+        let until = Instant::now() + step.lasts();
+        let mut rng = StdRng::seed_from_u64(step.choice);
+        let mut beside = String::new();
+        if let Some(kind) = step.beside {
+            match self.begin(cluster, kind, until, &mut rng).await? {
+                Injected::Installed(what) => beside = format!("; beside it {}: {what}", kind.name()),
+                Injected::Skipped(why) => beside = format!("; not beside it {}: {why}", kind.name()),
+            }
+        }
+        let injected = self.begin(cluster, step.kind, until, &mut rng).await?;
+        let left = until.saturating_duration_since(Instant::now());
+        if is_rule(step.kind) && !left.is_zero() {
+            in_force();
+        }
+        Ok(match injected {
+            Injected::Installed(what) => {
+                sleep(left).await;
+                Injected::Installed(what + &beside)
+            }
+            skipped @ Injected::Skipped(_) => skipped,
+        })
+    }
+
+    /// Undoes every fault: links are open, and whatever was stopped goes on or starts again.
+    ///
+    /// # Errors
+    /// When something cannot be undone.
+    pub async fn heal(&mut self, cluster: &mut Cluster) -> Result<()> {
+        cluster.network().context("faults need a network between instances")?.heal()?;
+        for fault in self.syncs.drain(..) {
+            fault.heal().await?;
+        }
+        for index in self.full.drain(..) {
+            cluster.free_disk(index).await?;
+        }
+        for index in self.jumped.drain(..) {
+            cluster.instance(index).clock()?.reset()?;
+        }
+        for index in 0..cluster.len() {
+            if cluster.instance(index).process.is_paused() {
+                cluster.instance(index).process.resume()?;
+            }
+        }
+        cluster.start_all()
+    }
+
+    async fn begin(&mut self, cluster: &mut Cluster, kind: Kind, until: Instant, rng: &mut StdRng) -> Result<Injected> {
+        let count = cluster.len();
+        let alone = [Kind::KillOne, Kind::KillAll, Kind::PauseOne, Kind::PowerCutOne, Kind::PowerCutAll];
+        if count < 2 && !alone.contains(&kind) {
+            return Ok(Injected::Skipped("there is one instance only".to_owned()));
+        }
+        let chosen = rng.random_range(0..count);
+        let leader = [Kind::KillLeader, Kind::PauseLeader, Kind::IsolateLeader, Kind::Flap];
+        let target = if leader.contains(&kind) {
+            match cluster.leader(LEADER).await {
+                Ok(leader) => leader,
+                Err(error) => return Ok(Injected::Skipped(format!("{error:#}"))),
+            }
+        } else {
+            chosen
+        };
+        let done = match kind {
+            Kind::KillOne | Kind::KillLeader => {
+                cluster.instance(target).process.kill()?;
+                name(cluster, target)
+            }
+            Kind::KillMajority => kill_majority(cluster, target)?,
+            Kind::KillAll => {
+                cluster.kill_all()?;
+                "all".to_owned()
+            }
+            Kind::PauseOne | Kind::PauseLeader => {
+                cluster.instance(target).process.pause()?;
+                name(cluster, target)
+            }
+            Kind::IsolateOne | Kind::IsolateLeader => {
+                cluster.network()?.isolate(target)?;
+                name(cluster, target)
+            }
+            Kind::Halves => {
+                let minority: Vec<usize> = (0..(count - 1) / 2).map(|offset| (target + offset) % count).collect();
+                cluster.network()?.cut_all(&between(&minority, count))?;
+                format!("{} of {count}, from {} on", minority.len(), name(cluster, target))
+            }
+            Kind::Ring => {
+                cluster.network()?.cut_all(&ring(count, target))?;
+                format!("around {}", name(cluster, target))
+            }
+            Kind::Link => {
+                let next = (target + 1) % count;
+                cluster.network()?.cut(target, next)?;
+                format!("{} and {}", name(cluster, target), name(cluster, next))
+            }
+            Kind::Mute | Kind::Deaf => {
+                let others = (0..count).filter(|other| *other != target);
+                let pair = |other| if kind == Kind::Mute { (target, other) } else { (other, target) };
+                cluster.network()?.cut_all(&others.map(pair).collect::<Vec<_>>())?;
+                name(cluster, target)
+            }
+            Kind::CutClients => {
+                cluster.network()?.cut_clients(target)?;
+                name(cluster, target)
+            }
+            Kind::Slow | Kind::Rough => reshape(cluster, kind, rng)?,
+            Kind::Flap => flap(cluster, target, until).await?,
+            Kind::RollingRestart => rolling_restart(cluster, target).await?,
+            Kind::MoveLeadership => return move_leadership(cluster, target, until).await,
+            Kind::WipeOne => {
+                cluster.instance(target).process.kill()?;
+                begin_anew(cluster, target).await?;
+                name(cluster, target)
+            }
+            Kind::ReplaceOne => return replace(cluster, target).await,
+            Kind::TornLog => {
+                cluster.instance(target).process.kill()?;
+                let what = cluster.tear_unsynced(target, rng).await?;
+                cluster.start_one(target)?;
+                cluster.instance(target).wait_ready(RESTART).await.with_context(|| what.clone())?;
+                what
+            }
+            Kind::DamagedLog => {
+                cluster.instance(target).process.kill()?;
+                let what = cluster.damage_synced(target, rng).await?;
+                cluster.start_one(target)?;
+                let status = cluster.instance(target).process.wait_exit(RESTART).await.with_context(|| what.clone())?;
+                ensure!(status.code() == Some(DAMAGED), "{what}: it ended with {status}, and not with {DAMAGED}");
+                begin_anew(cluster, target).await?;
+                what
+            }
+            Kind::ClockJump => {
+                let seconds = rng.random_range(JUMP_SECONDS) * if rng.random() { 1 } else { -1 };
+                self.jumped.push(target);
+                cluster.instance(target).clock()?.jump(seconds)?;
+                format!("{} by {seconds} s", name(cluster, target))
+            }
+            Kind::SlowFsync => {
+                let delay = Duration::from_millis(rng.random_range(SLOW_SYNC_MS));
+                self.syncs.push(cluster.slow_fsync(target, delay).await?);
+                format!("{} by {delay:?}", name(cluster, target))
+            }
+            Kind::FailingFsync => {
+                self.syncs.push(cluster.failing_fsync(target).await?);
+                let status = cluster.instance(target).process.wait_exit(RESTART).await?;
+                ensure!(
+                    status.code() == Some(STOPPED),
+                    "its syncs fail: it ended with {status}, and not with {STOPPED}"
+                );
+                name(cluster, target)
+            }
+            Kind::PowerCutOne => {
+                cluster.power_cut(&[target]).await?;
+                name(cluster, target)
+            }
+            Kind::PowerCutAll => {
+                cluster.power_cut(&(0..count).collect::<Vec<_>>()).await?;
+                "all".to_owned()
+            }
+            Kind::FullDisk => {
+                self.full.push(target);
+                cluster.fill_disk(target, 0).await?;
+                name(cluster, target)
+            }
+        };
+        Ok(Injected::Installed(done))
+    }
+}
+
+/// Whether it is made of rules for links, which take a while to be loaded.
+fn is_rule(kind: Kind) -> bool {
+    [
+        Kind::IsolateOne,
+        Kind::IsolateLeader,
+        Kind::Halves,
+        Kind::Ring,
+        Kind::Link,
+        Kind::Mute,
+        Kind::Deaf,
+        Kind::CutClients,
+        Kind::Slow,
+        Kind::Rough,
+    ]
+    .contains(&kind)
+}
+
+fn name(cluster: &Cluster, index: usize) -> String {
+    cluster.instances()[index].id.to_string()
+}
+
+/// A majority, from one on: what they do last must not depend on who dies first.
+fn kill_majority(cluster: &mut Cluster, first: usize) -> Result<String> {
+    let count = cluster.len();
+    let killed: Vec<usize> = (0..count / 2 + 1).map(|offset| (first + offset) % count).collect();
+    for index in &killed {
+        cluster.instance(*index).process.send_kill()?;
+    }
+    for index in &killed {
+        cluster.instance(*index).process.reap()?;
+    }
+    Ok(format!("{} of {count}, from {} on", killed.len(), name(cluster, first)))
+}
+
+/// Every directed link between one of `inside` and one that is not.
+fn between(inside: &[usize], count: usize) -> Vec<(usize, usize)> {
+    let outside = |other: &usize| !inside.contains(other);
+    let out = inside.iter().flat_map(|from| (0..count).filter(outside).map(move |to| (*from, to)));
+    out.flat_map(|(from, to)| [(from, to), (to, from)]).collect()
+}
+
+/// Each lacks somebody: of three, one bridges the two others; of five, each sees its two neighbours.
+fn ring(count: usize, first: usize) -> Vec<(usize, usize)> {
+    let mut pairs = Vec::new();
+    for a in 0..count {
+        for b in a + 2..count {
+            if (b + 1) % count != a {
+                let (a, b) = ((a + first) % count, (b + first) % count);
+                pairs.extend([(a, b), (b, a)]);
+            }
         }
     }
-    cluster.start_all()
+    if count == 3 {
+        let next = (first + 1) % count;
+        pairs.extend([(first, next), (next, first)]);
+    }
+    pairs
+}
+
+fn reshape(cluster: &Cluster, kind: Kind, rng: &mut StdRng) -> Result<String> {
+    let (count, network) = (cluster.len(), cluster.network()?);
+    let pairs = || (0..count).flat_map(|from| (0..count).filter(move |to| *to != from).map(move |to| (from, to)));
+    if kind == Kind::Slow {
+        let delay = Duration::from_millis(rng.random_range(SLOW_MS));
+        pairs().try_for_each(|(from, to)| network.delay(from, to, delay))?;
+        return Ok(format!("by {delay:?}"));
+    }
+    let text = format!(
+        "delay={}ms,jitter={}ms,loss={:.3},duplicate={:.3},reorder={:.3}",
+        rng.random_range(1..=10),
+        rng.random_range(1..=10),
+        rng.random_range(0.005..0.05),
+        rng.random_range(0.0..0.05),
+        rng.random_range(0.0..0.1),
+    );
+    let shape: Shape = text.parse()?;
+    pairs().try_for_each(|(from, to)| network.shape(from, to, shape))?;
+    Ok(text)
+}
+
+async fn flap(cluster: &Cluster, target: usize, until: Instant) -> Result<String> {
+    let mut times = 0;
+    while Instant::now() < until {
+        cluster.network()?.isolate(target)?;
+        sleep(FLAP).await;
+        cluster.network()?.heal()?;
+        sleep(FLAP).await;
+        times += 1;
+    }
+    Ok(format!("{}, {times} times", name(cluster, target)))
+}
+
+async fn rolling_restart(cluster: &mut Cluster, first: usize) -> Result<String> {
+    let count = cluster.len();
+    for offset in 0..count {
+        let index = (first + offset) % count;
+        cluster.instance(index).process.terminate()?;
+        let status = cluster.instance(index).process.wait_exit(RESTART).await?;
+        ensure!(status.success(), "{} ended with {status}", cluster.instance(index).id);
+        cluster.start_one(index)?;
+        cluster.instance(index).wait_ready(RESTART).await?;
+    }
+    Ok(format!("all, from {} on", name(cluster, first)))
+}
+
+async fn move_leadership(cluster: &Cluster, first: usize, until: Instant) -> Result<Injected> {
+    let (mut moves, mut to) = (0, first);
+    while Instant::now() < until {
+        let id = name(cluster, to);
+        for instance in cluster.instances() {
+            if let Reply::Ok(_) = instance.client().transfer_leader(&id).await {
+                moves += 1;
+                break;
+            }
+        }
+        to = (to + 1) % cluster.len();
+        sleep(MOVE).await;
+    }
+    if moves == 0 {
+        return Ok(Injected::Skipped("no instance took the leadership".to_owned()));
+    }
+    Ok(Injected::Installed(format!("{moves} times")))
+}
+
+/// Removes the instance from the cluster; it ends by itself, and an empty one joins in its place.
+async fn replace(cluster: &mut Cluster, target: usize) -> Result<Injected> {
+    let id = name(cluster, target);
+    let by = (target + 1) % cluster.len();
+    match cluster.instance(by).client().with_timeout(RESTART).remove(&id).await {
+        Reply::Ok(_) => {}
+        Reply::Failed(failure) => return Ok(Injected::Skipped(format!("not removed: {}", failure.message))),
+        // It may be removed in a moment, and must not be left half a member.
+        Reply::Unknown(message) => {
+            eprintln!("{id} may be removed: {message}");
+        }
+    }
+    cluster.instance(target).process.wait_exit(RESTART).await.context("an instance that was removed ends")?;
+    begin_anew(cluster, target).await?;
+    Ok(Injected::Installed(id))
+}
+
+/// Starts a stopped instance with nothing, and waits until it is a member.
+async fn begin_anew(cluster: &mut Cluster, target: usize) -> Result<()> {
+    cluster.wipe(target)?;
+    cluster.start_one(target)?;
+    cluster.instance(target).wait_ready(RESTART).await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn in_a_ring_everybody_has_a_majority_and_no_two_the_same() {
+        let cut: BTreeSet<(usize, usize)> = ring(5, 1).into_iter().collect();
+        let sees = |a: usize| (0..5).filter(|b| !cut.contains(&(a, *b))).collect::<BTreeSet<_>>();
+        let seen: BTreeSet<BTreeSet<usize>> = (0..5).map(sees).collect();
+        assert!(seen.len() == 5 && seen.iter().all(|seen| seen.len() == 3), "{seen:?}");
+        assert_eq!(ring(3, 2), [(2, 0), (0, 2)], "of three one is the bridge");
+    }
+
+    #[test]
+    fn between_two_parts_every_link_is_cut_in_both_directions() {
+        assert_eq!(between(&[1], 3), [(1, 0), (0, 1), (1, 2), (2, 1)]);
+        assert_eq!(between(&[0, 1], 5).len(), 12);
+    }
 }

@@ -6,9 +6,10 @@
 pub mod inject;
 pub mod schedule;
 
+use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::names;
+use crate::{clock, disk, names};
 
 /// A kind of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, clap::ValueEnum)]
@@ -48,11 +49,49 @@ pub enum Kind {
     RollingRestart,
     /// Leadership is handed from instance to instance
     MoveLeadership,
+    /// kill -9 of any one instance, and all that it stored is gone: it comes back as somebody new
+    WipeOne,
+    /// One instance is removed from the cluster, and an empty one joins in its place
+    ReplaceOne,
+    /// kill -9 of any one instance, and half a record behind the end of its log: it must drop that and start
+    TornLog,
+    /// kill -9 of any one instance, and acknowledged bytes of its log are damaged: it must refuse to start, and comes back empty
+    DamagedLog,
+    /// The time of day of any one instance jumps by up to an hour, and back
+    ClockJump,
+    /// Syncs of one instance's log take up to half a second
+    SlowFsync,
+    /// Syncs of one instance's log fail: it must end by itself
+    FailingFsync,
+    /// The power of any one instance goes: what it did not sync is lost
+    PowerCutOne,
+    /// The power of all goes at once
+    PowerCutAll,
+    /// One instance's disk is full
+    FullDisk,
+    /// Any one instance cut off from its clients; its peers reach it
+    CutClients,
+    /// Every link loses, repeats and reorders frames
+    Rough,
+}
+
+/// What a fault needs of the machine and of the way instances are started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Needs {
+    Nothing,
+    /// Instances with clocks of their own.
+    Clocks,
+    /// Tracing of a process.
+    Tracing,
+    /// Links on which frames can be lost.
+    Namespaces,
+    /// Instances with disks of their own, which are mounted in namespaces only.
+    Disks,
 }
 
 impl Kind {
     /// All of them, in the order of `list`.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 29] = [
         Self::KillOne,
         Self::KillLeader,
         Self::KillMajority,
@@ -70,6 +109,18 @@ impl Kind {
         Self::Slow,
         Self::RollingRestart,
         Self::MoveLeadership,
+        Self::WipeOne,
+        Self::ReplaceOne,
+        Self::TornLog,
+        Self::DamagedLog,
+        Self::ClockJump,
+        Self::SlowFsync,
+        Self::FailingFsync,
+        Self::PowerCutOne,
+        Self::PowerCutAll,
+        Self::FullDisk,
+        Self::CutClients,
+        Self::Rough,
     ];
 
     /// As on the command line.
@@ -77,12 +128,17 @@ impl Kind {
         names::name(&self)
     }
 
-    /// Whether a majority stays up and connected, so that writes go on while it lasts.
-    pub fn leaves_a_majority(self) -> bool {
+    /// What it needs.
+    pub fn needs(self) -> Needs {
         match self {
-            Self::KillMajority | Self::KillAll | Self::Flap | Self::RollingRestart => false,
+            Self::ClockJump => Needs::Clocks,
+            Self::SlowFsync | Self::FailingFsync => Needs::Tracing,
+            Self::CutClients | Self::Rough => Needs::Namespaces,
+            Self::PowerCutOne | Self::PowerCutAll | Self::FullDisk => Needs::Disks,
             Self::KillOne
             | Self::KillLeader
+            | Self::KillMajority
+            | Self::KillAll
             | Self::PauseOne
             | Self::PauseLeader
             | Self::IsolateOne
@@ -92,8 +148,73 @@ impl Kind {
             | Self::Link
             | Self::Mute
             | Self::Deaf
+            | Self::Flap
             | Self::Slow
-            | Self::MoveLeadership => true,
+            | Self::RollingRestart
+            | Self::MoveLeadership
+            | Self::WipeOne
+            | Self::ReplaceOne
+            | Self::TornLog
+            | Self::DamagedLog => Needs::Nothing,
         }
+    }
+
+    /// Whether it can be done to instances in namespaces, or on loopback.
+    ///
+    /// # Errors
+    /// Says what is missing.
+    pub fn possible(self, namespaces: bool) -> Result<()> {
+        let inside = || {
+            ensure!(namespaces, "it needs --environment namespaces");
+            Ok(())
+        };
+        match self.needs() {
+            Needs::Nothing => Ok(()),
+            Needs::Clocks => clock::usable(),
+            Needs::Tracing => disk::usable(),
+            Needs::Namespaces => inside(),
+            Needs::Disks => inside().and_then(|()| disk::usable()),
+        }
+    }
+
+    /// Whether it may be done beside another one: it takes no instance away.
+    pub fn is_background(self) -> bool {
+        matches!(self, Self::Slow | Self::Rough | Self::SlowFsync | Self::ClockJump)
+    }
+
+    /// Whether every process that lives when it begins goes on.
+    pub fn spares_processes(self) -> bool {
+        matches!(
+            self,
+            Self::IsolateOne
+                | Self::IsolateLeader
+                | Self::Halves
+                | Self::Ring
+                | Self::Link
+                | Self::Mute
+                | Self::Deaf
+                | Self::Flap
+                | Self::Slow
+                | Self::Rough
+                | Self::MoveLeadership
+                | Self::ClockJump
+                | Self::CutClients
+        )
+    }
+
+    /// Whether a majority stays up and connected for as long as it lasts, so that writes go on.
+    pub fn leaves_a_majority(self) -> bool {
+        !matches!(
+            self,
+            Self::KillMajority
+                | Self::KillAll
+                | Self::PowerCutAll
+                | Self::Flap
+                | Self::RollingRestart
+                | Self::WipeOne
+                | Self::ReplaceOne
+                | Self::TornLog
+                | Self::DamagedLog
+        )
     }
 }

@@ -10,10 +10,12 @@ use serde::{Deserialize, Serialize};
 use super::Kind;
 
 /// Quiet time before each fault, and how long each lasts, in milliseconds.
-const QUIET_MS: std::ops::Range<u64> = 500..2500;
-const LASTS_MS: std::ops::Range<u64> = 1000..5000;
+const QUIET_MS: std::ops::Range<u64> = 300..1500;
+const LASTS_MS: std::ops::Range<u64> = 800..4500;
 /// What a fault is given for its end: instances that start again, a leader that is elected.
-const RECOVERY_MS: u64 = 2000;
+const RECOVERY_MS: u64 = 1000;
+
+const ONE_IN: u32 = 4;
 
 /// One fault.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +25,9 @@ pub struct Step {
     pub quiet_ms: u64,
     pub kind: Kind,
     pub lasts_ms: u64,
+    /// Done at the same time, in the background.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub beside: Option<Kind>,
     /// Whatever else is to be chosen - an instance, a link - is chosen by it.
     pub choice: u64,
 }
@@ -61,6 +66,7 @@ impl Schedule {
                 quiet_ms: rng.random_range(QUIET_MS),
                 kind,
                 lasts_ms: rng.random_range(LASTS_MS),
+                beside: beside(kind, kinds, &mut rng),
                 choice: rng.random(),
             };
             let takes = u128::from(step.quiet_ms + step.lasts_ms + RECOVERY_MS);
@@ -72,6 +78,16 @@ impl Schedule {
         }
         Self { seed, instances, steps }
     }
+}
+
+/// One fault in four has another beside it, which takes no instance away.
+fn beside(kind: Kind, kinds: &[Kind], rng: &mut StdRng) -> Option<Kind> {
+    let background: Vec<Kind> = kinds.iter().copied().filter(|other| other.is_background() && *other != kind).collect();
+    // Drawn in any case, so that what comes after does not depend on what can be done here.
+    let (wanted, which) = (rng.random_ratio(1, ONE_IN), rng.random::<u32>());
+    let which = background.get(which as usize % background.len().max(1)).copied();
+    // Tracing lasts as long as the process does, and is in the way of whoever ends it.
+    which.filter(|other| wanted && (*other != Kind::SlowFsync || kind.spares_processes()))
 }
 
 #[cfg(test)]
@@ -106,6 +122,15 @@ mod tests {
         assert!(u128::from(takes) <= MINUTES.as_millis());
         assert_eq!(Schedule::draw(3, 3, &[Kind::KillOne], Duration::ZERO).steps.len(), 1);
         assert_eq!(Schedule::draw(3, 3, &[], MINUTES).steps, []);
+    }
+
+    #[test]
+    fn some_faults_have_another_beside_them_that_takes_no_instance_away() {
+        let schedule = Schedule::draw(1, 3, &Kind::ALL, MINUTES);
+        let beside: Vec<(Kind, Kind)> =
+            schedule.steps.iter().filter_map(|step| Some((step.kind, step.beside?))).collect();
+        assert!(beside.len() > schedule.steps.len() / 8, "{} of {}", beside.len(), schedule.steps.len());
+        assert!(beside.iter().all(|(kind, other)| other.is_background() && kind != other));
     }
 
     #[test]

@@ -17,9 +17,11 @@ use anyhow::{Context, Result};
 use crate::checkers::convergence::{self, Held};
 use crate::checkers::{Check, leases};
 use crate::client::{Client, Protocol, Reply};
+use crate::clock::Skew;
 use crate::cluster::{self, Cluster, Names};
 use crate::history::{self, Event, Phase};
-use crate::nemesis::inject::{self, Injected};
+use crate::nemesis::Needs;
+use crate::nemesis::inject::{Injected, Nemesis};
 use crate::nemesis::schedule::Step;
 use crate::workloads::Shared;
 use crate::workloads::probe::Broken;
@@ -40,6 +42,8 @@ const REQUEST: Duration = Duration::from_secs(5);
 /// Patience with an instance that is asked for its state's hash; it reads all that it has.
 const HASH: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(50);
+/// Of an instance that has a disk of its own.
+const DISK: u64 = 256 << 20;
 
 /// Where a run happens.
 #[derive(Debug, Clone)]
@@ -73,8 +77,14 @@ pub async fn execute(plan: &Plan, place: &Place, rerun: String) -> Result<Done> 
     let ids: Vec<String> = cluster.instances().iter().map(|instance| instance.id.to_string()).collect();
     let watch = Watch::start(&ids, &clients, stage.has_accounts(), &shared);
     let cast = stage.enter(plan, cluster.instances(), &clients, &broken, &shared).await?;
-    let mut run =
-        Run { cluster: &mut cluster, shared: &shared, broken: &broken, problems: Vec::new(), healed: Vec::new() };
+    let mut run = Run {
+        cluster: &mut cluster,
+        shared: &shared,
+        broken: &broken,
+        nemesis: Nemesis::default(),
+        problems: Vec::new(),
+        healed: Vec::new(),
+    };
     let faults = run.schedule(plan).await?;
     shared.progress.stop();
     let seconds = begin.elapsed().as_secs_f64();
@@ -123,6 +133,9 @@ async fn start(plan: &Plan, place: &Place, stage: &Stage, names: &Names) -> Resu
             settings.cluster.raft.log_keep = plan.log_keep;
             settings.gateway.limits.request = REQUEST;
         });
+    let needs = |what| plan.kinds().any(|kind| kind.needs() == what);
+    let options = if needs(Needs::Disks) { options.disks(DISK) } else { options };
+    let options = if needs(Needs::Clocks) { options.clocks(Skew::Wall) } else { options };
     Cluster::start(stage.settings(options), READY).await
 }
 
@@ -170,6 +183,7 @@ struct Run<'a> {
     cluster: &'a mut Cluster,
     shared: &'a Shared,
     broken: &'a Broken,
+    nemesis: Nemesis,
     problems: Vec<String>,
     /// When what was broken was whole again.
     healed: Vec<Instant>,
@@ -210,10 +224,10 @@ impl Run<'_> {
         let mut begun = progress.mark();
         self.broken.set(Some(begun));
         // Rules take a while to be loaded, and what is written meanwhile is no recovery.
-        let injected = inject::inject(self.cluster, step, || begun = progress.mark()).await?;
+        let injected = self.nemesis.inject(self.cluster, step, || begun = progress.mark()).await?;
         let during = tokio::time::timeout(Duration::ZERO, progress.first_after_mark()).await.ok();
         let healed = progress.mark();
-        inject::heal(self.cluster)?;
+        self.nemesis.heal(self.cluster).await?;
         self.broken.set(None);
         let (detail, installed) = match injected {
             Injected::Installed(what) => (what, true),

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::Environment;
 use crate::lab;
+use crate::nemesis::Kind;
 use crate::nemesis::schedule::Schedule;
 use crate::workloads::Workload;
 
@@ -33,6 +34,11 @@ pub const LOOPBACK: &str = "loopback";
 pub const NAMESPACES: &str = "namespaces";
 
 impl Plan {
+    /// Every fault that is going to be done.
+    pub fn kinds(&self) -> impl Iterator<Item = Kind> + '_ {
+        self.schedule.steps.iter().flat_map(|step| [Some(step.kind), step.beside]).flatten()
+    }
+
     /// Where to start instances, so that their links can be broken.
     ///
     /// # Errors
