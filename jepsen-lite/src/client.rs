@@ -675,14 +675,11 @@ impl Reader {
             if let Some(last) = &self.position {
                 let (next, last) = ((next.attempt, next.n), (last.attempt, last.n));
                 let follows = match event.event {
-                    // It may stand where the delta that holds a whole committed text stood.
-                    StreamEvent::Done { .. } => next >= last,
+                    // An end leads nowhere, so it may stand where the last delta stood.
+                    StreamEvent::Done { .. } | StreamEvent::Error { .. } => next >= last,
                     // What was read is void, also of this attempt, where its text is in no memory any more.
                     StreamEvent::Restart { .. } => next.0 >= last.0,
-                    StreamEvent::Start { .. }
-                    | StreamEvent::Delta { .. }
-                    | StreamEvent::Tool { .. }
-                    | StreamEvent::Error { .. } => next > last,
+                    StreamEvent::Start { .. } | StreamEvent::Delta { .. } | StreamEvent::Tool { .. } => next > last,
                 };
                 must(follows, || format!("event {id} came after {}-{}: a repeat or a step back", last.0, last.1))?;
             }

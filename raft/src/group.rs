@@ -8,8 +8,8 @@ use bytes::Bytes;
 use futures::StreamExt;
 use openclaw_proto::ids::{ClusterId, GroupId, InstanceId};
 use openclaw_proto::raft as pb;
-use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
-use openraft::{Raft, ReadPolicy};
+use openraft::Raft;
+use openraft::errors::ClientWriteError;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -127,10 +127,35 @@ impl Group {
         }
     }
 
-    /// Ends once a leader said that this instance was removed.
+    /// Ends once this instance was removed: a leader said so, or it led itself when that was committed, and so knows. Others
+    /// are not told by the log, since nobody sends it to them any more.
     pub(crate) async fn removed(&self) {
-        // The sender lives as long as this handle.
-        drop(self.0.removed.subscribe().wait_for(|removed| *removed).await);
+        let mut told = self.0.removed.subscribe();
+        tokio::select! {
+            // The sender lives as long as this handle.
+            _ = told.wait_for(|removed| *removed) => {}
+            () = self.left() => {}
+        }
+    }
+
+    /// Ends once a membership without this instance is committed, after one that had it.
+    async fn left(&self) {
+        use openraft::async_runtime::WatchReceiver;
+        let mut metrics = self.0.raft.metrics();
+        let mut belonged = false;
+        loop {
+            let belongs = {
+                let now = metrics.borrow_watched();
+                now.committed_membership_config.membership().get_node(&self.own_node()).is_some()
+            };
+            if belonged && !belongs {
+                return;
+            }
+            belonged |= belongs;
+            if metrics.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
     }
 
     pub(crate) fn status_now(&self) -> Status {
@@ -207,19 +232,6 @@ impl Group {
             results.push(pb::ProposeResult { result: Some(pb::propose_result::Result::Committed(committed)) });
         }
         results
-    }
-
-    /// The log index that a read which begins now must have applied, if this instance leads.
-    pub(crate) async fn read_index_here(&self, timeout: Duration) -> Result<LogId, NotHere> {
-        let asked = tokio::time::timeout(timeout, self.0.raft.get_read_log_id(ReadPolicy::ReadIndex)).await;
-        match asked.map_err(|_| NotHere::Timeout(timeout))? {
-            Ok((read, _)) => Ok(*read.log_id()),
-            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
-                Err(NotHere::NotLeader { leader: forward.leader_id })
-            }
-            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => Err(NotHere::NoQuorum),
-            Err(RaftError::Fatal(fatal)) => Err(NotHere::Stopped(fatal.to_string())),
-        }
     }
 
     pub(crate) fn describe(&self) -> pb::DescribeResponse {

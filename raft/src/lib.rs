@@ -13,6 +13,7 @@ mod clock;
 pub mod command;
 mod formation;
 mod group;
+mod leadership;
 mod membership;
 pub mod network;
 mod node;

@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::group::Group;
+use crate::leadership;
 use crate::planted::{Bug, planted};
 use crate::state_machine::{TableError, read};
 use crate::storage::TableReader;
@@ -242,9 +243,10 @@ async fn settle(group: Group, mut batch: Vec<Waiting>) {
         }
         let asked = match leader {
             None => Err("no leader is known".to_owned()),
-            Some(leader) if leader == group.own_node() => {
-                group.read_index_here(attempt).await.map(|log_id| log_id.index).map_err(|error| error.to_string())
-            }
+            Some(leader) if leader == group.own_node() => leadership::read_index(&group, attempt)
+                .await
+                .map(|log_id| log_id.index)
+                .map_err(|error| error.to_string()),
             Some(leader) => read_index_there(&group, leader, attempt).await,
         };
         match asked {

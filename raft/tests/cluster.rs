@@ -398,6 +398,21 @@ async fn a_cluster_of_one_grows_and_shrinks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_is_removed_knows_it() {
+    let mut cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    let gone = cluster.members[leader].id.clone();
+    let (_, running) = cluster.members[leader].running.as_ref().unwrap();
+    let by = cluster.node((leader + 1) % 3);
+    let (over, removed) = tokio::join!(timeout(PATIENCE, running.over()), by.remove(&gone, CALL));
+    removed.unwrap();
+    assert_eq!(over.unwrap(), Over::Removed);
+    cluster.stop(leader).await;
+    cluster.until((leader + 1) % 3, "two voters", |status| status.voter_count() == 2).await;
+    cluster.append((leader + 1) % 3, "s", "a", "two").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn leadership_is_offered_only_to_those_who_answer() {
     let mut cluster = Cluster::start(3).await;
     let leader = cluster.leader().await;

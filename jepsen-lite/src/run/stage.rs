@@ -28,8 +28,8 @@ const SAY_EVERY: Duration = Duration::from_millis(250);
 /// How long one attempt to append waits for its answer, in milliseconds, drawn for each client.
 const ATTEMPT_MS: std::ops::Range<u64> = 200..400;
 /// Clients that share a register, and the calls after which they take another: what a search for an order can bear.
-const SHARING: u32 = 4;
-const CALLS: u32 = 200;
+const SHARING: u32 = 3;
+const CALLS: u32 = 80;
 
 /// The world outside: chat platforms that are served before instances ask for them.
 pub(super) struct Stage {

@@ -18,6 +18,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use super::peers::MAX_MESSAGE_BYTES;
 use super::security::PeerIdentity;
 use crate::group::Group;
+use crate::leadership;
 use crate::types::{LogId, NodeId, TypeConfig, Vote};
 use crate::wire;
 
@@ -267,7 +268,7 @@ impl RaftService for Service {
         let peer = identity(&request);
         let message = request.into_inner();
         let group = self.admit_member(message.header, peer.as_ref())?;
-        let index = group.read_index_here(timeout(message.timeout_ms)).await;
+        let index = leadership::read_index(&group, timeout(message.timeout_ms)).await;
         let log_id = index.map_err(|error| Status::new(Code::FailedPrecondition, error.to_string()))?;
         Ok(Response::new(pb::ReadIndexResponse { log_id: Some(wire::to_log_id(&log_id)) }))
     }
