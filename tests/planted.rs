@@ -497,6 +497,63 @@ async fn a_deposed_leader_that_answers_reads_is_caught() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_read_that_asks_nobody_is_caught_beside_writes() -> Result<()> {
+    let arguments = "--workload append --nemesis isolate-leader,slow --time-limit 12";
+    reported(Bug::StaleRead, "stale: ", arguments, commands::run::run).await
+}
+
+#[tokio::test]
+async fn a_condition_that_is_not_looked_at_is_caught() -> Result<()> {
+    let arguments = "--workload register --nemesis link --time-limit 5";
+    reported(Bug::IgnoredCondition, "not-linearizable: ", arguments, commands::run::run).await
+}
+
+#[tokio::test]
+async fn states_that_differ_are_caught_by_their_hashes() -> Result<()> {
+    let arguments = "--workload append --nemesis link --time-limit 5";
+    reported(Bug::DivergingApply, "diverged: ", arguments, commands::run::run).await
+}
+
+#[tokio::test]
+async fn a_damaged_log_that_is_accepted_is_caught() -> Result<()> {
+    let arguments = "--workload append --nemesis damaged-log --time-limit 5";
+    reported(Bug::AcceptedTail, "started with a damaged log", arguments, commands::run::run).await
+}
+
+/// A power cut needs a disk that can lose what was not synced, which the harness has in namespaces of its own.
+#[tokio::test]
+async fn an_acknowledgement_before_the_sync_is_caught_by_a_power_cut() -> Result<()> {
+    let harness = Path::new(binary()).with_file_name("jepsen-lite");
+    if let Err(error) = jepsen_lite::lab::enter::possible().and_then(|()| jepsen_lite::disk::usable()) {
+        ensure!(std::env::var_os("CI").is_none(), "{error:#}");
+        eprintln!("skipped: {error:#}");
+        return Ok(());
+    }
+    if !harness.exists() {
+        ensure!(std::env::var_os("CI").is_none(), "{} is not built", harness.display());
+        eprintln!("skipped: {} is not built", harness.display());
+        return Ok(());
+    }
+    let bug = Bug::AckBeforeFsync;
+    found(bug, async |seed| {
+        let programs = PROGRAMS.as_ref().map_err(|error| anyhow!("{error:#}"))?;
+        let directory = tempfile::tempdir().context("make a directory")?;
+        let output = tokio::process::Command::new(&harness)
+            .args(["run", "--environment", "namespaces", "--workload", "append", "--nemesis", "power-cut-all"])
+            .args(["--time-limit", "8", "--seed", &seed.to_string(), "--openclaw"])
+            .arg(programs.join(bug.name()))
+            .arg("--out")
+            .arg(directory.path().join("run"))
+            .output()
+            .await?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let lost = text.lines().filter(|line| output.status.code() == Some(1) && line.contains("lost: "));
+        Ok(lost.map(|line| line.trim().to_owned()).collect())
+    })
+    .await
+}
+
+#[tokio::test]
 async fn a_leader_that_gives_an_account_away_too_early_is_caught() -> Result<()> {
     reported(Bug::EarlyLease, "listened at once", OWNER_CUT_OFF, channels::run).await
 }

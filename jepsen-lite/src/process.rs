@@ -72,11 +72,12 @@ pub struct Process {
     child: Option<Child>,
     paused: bool,
     lifeline: Lifeline,
+    last_exit: Option<i32>,
 }
 
 impl Process {
     pub fn new(program: Program) -> Self {
-        Self { program, child: None, paused: false, lifeline: Lifeline::default() }
+        Self { program, child: None, paused: false, lifeline: Lifeline::default(), last_exit: None }
     }
 
     pub fn lifeline(&self) -> &Lifeline {
@@ -123,13 +124,19 @@ impl Process {
         self.child.as_ref().map(Child::id)
     }
 
+    /// The exit code with which [`Self::is_running`] found it to have ended last; a signal leaves none.
+    pub fn last_exit(&self) -> Option<i32> {
+        self.last_exit
+    }
+
     /// Reaps it if it has ended, so that a dead process is never taken for a live one.
     ///
     /// # Errors
     /// When the system cannot say.
     pub fn is_running(&mut self) -> Result<bool> {
         let Some(child) = &mut self.child else { return Ok(false) };
-        if child.try_wait().context("look at a child process")?.is_some() {
+        if let Some(status) = child.try_wait().context("look at a child process")? {
+            self.last_exit = status.code();
             self.child = None;
         }
         Ok(self.child.is_some())

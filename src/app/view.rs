@@ -16,6 +16,7 @@ use crate::sessions::runner::Load;
 
 const CHANGE: Duration = Duration::from_secs(15);
 const READ: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(10);
 
 /// The node and this instance's readiness, as one view.
 pub(super) struct View {
@@ -33,6 +34,22 @@ impl View {
         if !matches!(tokio::time::timeout(READ, status.wait_for(seen)).await, Ok(Ok(_))) {
             tracing::debug!(change, "made, but this instance does not see it yet");
         }
+    }
+
+    /// Waits a little until the group knows whether this instance drains: until then a turn that is accepted here may be
+    /// given to another, or to this one.
+    async fn others_know(&self, draining: bool) {
+        let own = self.node.instance_id().as_str();
+        let begin = tokio::time::Instant::now();
+        while begin.elapsed() < READ {
+            let rows = self.node.read_local().instances().unwrap_or_default();
+            // Not registered: there is nothing to be known.
+            if rows.iter().find(|row| row.instance_id == own).is_none_or(|row| row.draining == draining) {
+                return;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        tracing::debug!(draining, "in effect here, but not committed yet");
     }
 
     fn warnings(status: &Status) -> Vec<String> {
@@ -151,6 +168,7 @@ impl ClusterView for View {
     fn set_maintenance(&self, on: bool) -> BoxFuture<'_, Result<Maintenance, ClusterError>> {
         Box::pin(async move {
             self.readiness.set_maintenance(on);
+            self.others_know(on).await;
             Ok(self.maintenance())
         })
     }

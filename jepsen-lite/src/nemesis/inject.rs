@@ -22,6 +22,8 @@ const FLAP: Duration = Duration::from_millis(150);
 const RESTART: Duration = Duration::from_secs(60);
 /// Between two moves of leadership.
 const MOVE: Duration = Duration::from_millis(300);
+/// How often an instance is looked at that starts or ends.
+const LOOK: Duration = Duration::from_millis(10);
 const SLOW_MS: std::ops::RangeInclusive<u64> = 20..=100;
 const SLOW_SYNC_MS: std::ops::RangeInclusive<u64> = 50..=500;
 const JUMP_SECONDS: std::ops::RangeInclusive<i64> = 60..=3600;
@@ -36,6 +38,8 @@ pub enum Injected {
     Installed(String),
     /// It could not be: nothing was done.
     Skipped(String),
+    /// An instance did what it must not.
+    Wrong(String),
 }
 
 /// Breaks a cluster and mends it.
@@ -62,6 +66,7 @@ impl Nemesis {
             match self.begin(cluster, kind, until, &mut rng).await? {
                 Injected::Installed(what) => beside = format!("; beside it {}: {what}", kind.name()),
                 Injected::Skipped(why) => beside = format!("; not beside it {}: {why}", kind.name()),
+                wrong @ Injected::Wrong(_) => return Ok(wrong),
             }
         }
         let injected = self.begin(cluster, step.kind, until, &mut rng).await?;
@@ -74,7 +79,7 @@ impl Nemesis {
                 sleep(left).await;
                 Injected::Installed(what + &beside)
             }
-            skipped @ Injected::Skipped(_) => skipped,
+            other @ (Injected::Skipped(_) | Injected::Wrong(_)) => other,
         })
     }
 
@@ -180,8 +185,25 @@ impl Nemesis {
                 cluster.instance(target).process.kill()?;
                 let what = cluster.damage_synced(target, rng).await?;
                 cluster.start_one(target)?;
-                let status = cluster.instance(target).process.wait_exit(RESTART).await.with_context(|| what.clone())?;
-                ensure!(status.code() == Some(DAMAGED), "{what}: it ended with {status}, and not with {DAMAGED}");
+                // Ready, it would serve what it has; so whichever comes first counts.
+                let began = Instant::now();
+                let ended = loop {
+                    let instance = cluster.instance(target);
+                    if !instance.process.is_running()? {
+                        break instance.process.last_exit();
+                    }
+                    if instance.client().is_ready().await {
+                        break None;
+                    }
+                    ensure!(began.elapsed() < RESTART, "{what}: neither ready nor at its end after {RESTART:?}");
+                    sleep(LOOK).await;
+                };
+                if ended != Some(DAMAGED) {
+                    return Ok(Injected::Wrong(match ended {
+                        Some(code) => format!("{what}: it ended with {code}, and not with {DAMAGED}"),
+                        None => format!("{what}: it started with a damaged log"),
+                    }));
+                }
                 begin_anew(cluster, target).await?;
                 what
             }

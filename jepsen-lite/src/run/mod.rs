@@ -232,6 +232,10 @@ impl Run<'_> {
         let (detail, installed) = match injected {
             Injected::Installed(what) => (what, true),
             Injected::Skipped(why) => (why, false),
+            Injected::Wrong(what) => {
+                self.problems.push(format!("fault {number} ({kind}): {what}"));
+                (what, true)
+            }
         };
         recorder.fault(number, &kind, if installed { Phase::Healed } else { Phase::Skipped }, &detail);
         let again = tokio::time::timeout(RECOVERY, progress.first_after_mark()).await.ok();
