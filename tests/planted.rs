@@ -505,7 +505,7 @@ async fn a_read_that_asks_nobody_is_caught_beside_writes() -> Result<()> {
 #[tokio::test]
 async fn a_condition_that_is_not_looked_at_is_caught() -> Result<()> {
     let arguments = "--workload register --nemesis link --time-limit 5";
-    reported(Bug::IgnoredCondition, "not-linearizable: ", arguments, commands::run::run).await
+    reported(Bug::IgnoredCondition, "lost-update: ", arguments, commands::run::run).await
 }
 
 #[tokio::test]
