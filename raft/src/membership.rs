@@ -1,6 +1,7 @@
 //! Who belongs: learner, voter, removed; and who leads. Done where the leader lives.
 
-use std::collections::BTreeSet;
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use openclaw_proto::ids::InstanceId;
@@ -8,8 +9,9 @@ use openclaw_proto::raft as pb;
 use openraft::ChangeMembers;
 use openraft::Instant as _;
 use openraft::errors::{ClientWriteError, RaftError};
+use openraft::metrics::{RaftMetrics, WaitError};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::group::Group;
 use crate::types::{MemberNode, NodeId, TypeConfig};
@@ -19,6 +21,10 @@ use crate::wire;
 const ALIVE: Duration = Duration::from_secs(2);
 /// One that is asked and does not answer within this time is not there, or too slow to lead.
 const ANSWERS: Duration = Duration::from_millis(250);
+/// A follower that is fit to lead is no further behind than this.
+const CATCHES_UP: Duration = Duration::from_millis(100);
+/// An election between instances that answer is over by then; otherwise somebody else is asked to lead.
+const TAKES_OVER: Duration = Duration::from_millis(300);
 
 /// Why the membership or the leader did not change.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -33,6 +39,10 @@ pub enum MembershipError {
     NobodyElse,
     #[error("{0} does not answer, and so cannot lead")]
     NoAnswer(InstanceId),
+    #[error("{instance} lacks {missing} entries of the log and does not catch up; it can lead once it has")]
+    Behind { instance: InstanceId, missing: u64 },
+    #[error("{asked} did not take over in time, and {leads} leads now")]
+    AnotherLeads { asked: InstanceId, leads: String },
     #[error("no leader is known, so nothing can change now")]
     NoLeader,
     #[error("not done within {waited:?}; it may still happen")]
@@ -141,6 +151,10 @@ impl Group {
     }
 
     /// Hands leadership to `to`, and waits until it leads.
+    ///
+    /// openraft takes no proposals and sends no heartbeats from the moment a transfer begins, and has no way back. So it
+    /// begins only once `to` answers and holds what this leader had when it looked; and if `to` does not take over all the
+    /// same, the others are asked, since a leader has to come from somewhere.
     pub(crate) async fn transfer_here(&self, to: &InstanceId, timeout: Duration) -> Result<(), MembershipError> {
         let metrics = self.metrics();
         let membership = metrics.membership_config.membership();
@@ -149,24 +163,68 @@ impl Group {
         if !membership.voter_ids().any(|voter| voter == id) {
             return Err(MembershipError::NotAVoter(to.clone()));
         }
-        let stopped = |error: openraft::errors::Fatal<TypeConfig>| MembershipError::Refused(error.to_string());
         let deadline = Instant::now() + timeout;
-        let mut status = self.status();
-        while self.metrics().current_leader != Some(id) {
-            if self.metrics().current_leader == Some(self.own_node()) {
-                self.raft().trigger().transfer_leader(id).await.map_err(stopped)?;
-            }
-            // A transfer that came to nothing (the target was behind) is asked for again.
-            let again = (Instant::now() + Duration::from_millis(300)).min(deadline);
-            drop(tokio::time::timeout_at(again, status.wait_for(|status| status.leader_node == Some(id))).await);
-            if Instant::now() >= deadline {
-                return Err(MembershipError::Timeout { waited: timeout });
-            }
-            if self.metrics().current_leader == Some(self.own_node()) && !self.answers(id).await {
+        if self.leads() {
+            if !self.answers(id).await {
                 return Err(MembershipError::NoAnswer(to.clone()));
             }
+            self.wait_for_log(id, to, deadline).await?;
         }
-        Ok(())
+        let mut candidates = VecDeque::from([id]);
+        let mut leads_next = None;
+        while leads_next.is_none() && Instant::now() < deadline {
+            if candidates.is_empty() {
+                candidates.extend(self.successors().await);
+            }
+            if self.leads()
+                && let Some(candidate) = candidates.pop_front()
+            {
+                let begun = self.raft().trigger().transfer_leader(candidate).await;
+                begun.map_err(|fatal| MembershipError::Refused(fatal.to_string()))?;
+            }
+            leads_next = self.successor((Instant::now() + TAKES_OVER).min(deadline)).await;
+        }
+        match leads_next {
+            Some(node) if node == id => Ok(()),
+            Some(node) => {
+                Err(MembershipError::AnotherLeads { asked: to.clone(), leads: self.instance_of(node).unwrap_or_default() })
+            }
+            None => Err(MembershipError::Timeout { waited: timeout }),
+        }
+    }
+
+    fn leads(&self) -> bool {
+        self.metrics().current_leader == Some(self.own_node())
+    }
+
+    /// Who leads instead of this instance, once somebody does, until `deadline`.
+    async fn successor(&self, deadline: Instant) -> Option<NodeId> {
+        let own = self.own_node();
+        let mut status = self.status();
+        let succeeded = status.wait_for(|status| status.leader_node.is_some_and(|node| node != own));
+        timeout_at(deadline, succeeded).await.ok()?.ok()?.leader_node
+    }
+
+    /// Waits until the member `id` holds what this leader held a moment ago: one that is further behind, or gets a snapshot,
+    /// would have all writes wait for it.
+    async fn wait_for_log(&self, id: NodeId, to: &InstanceId, deadline: Instant) -> Result<(), MembershipError> {
+        loop {
+            let goal = self.metrics().last_log_index;
+            let moment = (Instant::now() + CATCHES_UP).min(deadline).saturating_duration_since(Instant::now());
+            let caught_up = self.raft().wait(Some(moment)).metrics(
+                |metrics| metrics.current_leader != Some(metrics.id) || matched(metrics, id) >= goal,
+                "a follower that is to lead has the leader's log",
+            );
+            match caught_up.await {
+                Ok(_) => return Ok(()),
+                Err(WaitError::Timeout(..)) if Instant::now() < deadline => {}
+                Err(WaitError::Timeout(..)) => {
+                    let missing = goal.unwrap_or_default().saturating_sub(matched(&self.metrics(), id).unwrap_or_default());
+                    return Err(MembershipError::Behind { instance: to.clone(), missing });
+                }
+                Err(WaitError::ShuttingDown) => return Err(MembershipError::Refused("consensus has stopped".to_owned())),
+            }
+        }
     }
 
     /// Whether the process of `id` is there.
@@ -181,30 +239,33 @@ impl Group {
         matches!(tokio::time::timeout(ANSWERS, client.describe(question)).await, Ok(Ok(_)))
     }
 
-    /// The voter, other than the leader, whose log reaches furthest, of those that answer: one that is stopping too would
-    /// be waited for in vain.
+    /// The voter that is best prepared to lead in place of this one.
     pub(crate) async fn best_successor(&self) -> Result<InstanceId, MembershipError> {
+        let best = *self.successors().await.first().ok_or(MembershipError::NobodyElse)?;
+        let name = self.instance_of(best).ok_or(MembershipError::NobodyElse)?;
+        InstanceId::parse(name).map_err(|error| MembershipError::Refused(error.to_string()))
+    }
+
+    /// The voters, other than the leader, that answer (one that is stopping too would be waited for in vain); first the one
+    /// whose log reaches furthest.
+    async fn successors(&self) -> Vec<NodeId> {
         let metrics = self.metrics();
         let membership = metrics.membership_config.membership();
-        let matched = |id: &NodeId| {
-            metrics
-                .replication
-                .as_ref()
-                .and_then(|known| known.get(id))
-                .and_then(|log_id| log_id.as_ref().map(|id| id.index))
-        };
-        let mut answering = BTreeSet::new();
         let mut asking = JoinSet::new();
         for id in membership.voter_ids().filter(|id| Some(*id) != metrics.current_leader) {
             let group = self.clone();
             asking.spawn(async move { group.answers(id).await.then_some(id) });
         }
+        let mut answering = Vec::new();
         while let Some(asked) = asking.join_next().await {
             answering.extend(asked.ok().flatten());
         }
-        let voters = answering.into_iter();
-        let best = voters.max_by_key(matched).ok_or(MembershipError::NobodyElse)?;
-        let node = membership.get_node(&best).ok_or(MembershipError::NobodyElse)?;
-        InstanceId::parse(node.instance_id.as_str()).map_err(|error| MembershipError::Refused(error.to_string()))
+        answering.sort_by_key(|id| (Reverse(matched(&metrics, *id)), *id));
+        answering
     }
+}
+
+/// The last log index that the leader knows to be on the disk of `id`.
+fn matched(metrics: &RaftMetrics<TypeConfig>, id: NodeId) -> Option<u64> {
+    metrics.replication.as_ref()?.get(&id)?.as_ref().map(|log_id| log_id.index)
 }

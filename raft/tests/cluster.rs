@@ -428,6 +428,38 @@ async fn leadership_is_offered_only_to_those_who_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_successor_that_cannot_take_over_costs_a_moment() {
+    let cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    let (mute, third) = ((leader + 1) % 3, (leader + 2) % 3);
+    cluster.append(leader, "s", "a", "before").await;
+    // It answers, and has the log, but what it sends reaches nobody: no vote for it can be asked for.
+    for other in [leader, third] {
+        cluster.links.cut(&cluster.members[mute].id, &cluster.members[other].id);
+    }
+    let asked = cluster.members[mute].id.clone();
+    let began = Instant::now();
+    let refused = cluster.node(leader).transfer_leader(Some(&asked), PATIENCE).await.unwrap_err();
+    assert!(matches!(&refused, MembershipError::AnotherLeads { asked: to, .. } if *to == asked), "{refused}");
+    assert!(began.elapsed() < PATIENCE / 2, "somebody else was asked at once");
+    cluster.append(third, "s", "b", "after").await;
+    cluster.links.heal();
+    assert_eq!(cluster.texts(third, "s").await, ["before", "after"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transfer_to_one_that_does_not_answer_is_not_begun() {
+    let cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    let (from, to) = (cluster.members[leader].id.clone(), cluster.members[(leader + 1) % 3].id.clone());
+    cluster.links.cut(&from, &to);
+    let refused = cluster.node(leader).transfer_leader(Some(&to), CALL).await.unwrap_err();
+    assert_eq!(refused, MembershipError::NoAnswer(to));
+    assert!(cluster.node(leader).status().is_leader, "it leads, and takes commands:");
+    cluster.append(leader, "s", "a", "at once").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_instance_that_lost_its_disk_comes_back_as_somebody_new() {
     let mut cluster = Cluster::start(3).await;
     cluster.append(0, "s", "a", "kept").await;

@@ -70,6 +70,8 @@ fn refused(error: MembershipError) -> ClusterError {
         | MembershipError::LastVoter(_)
         | MembershipError::NobodyElse
         | MembershipError::NoAnswer(_)
+        | MembershipError::Behind { .. }
+        | MembershipError::AnotherLeads { .. }
         | MembershipError::Refused(_) => ErrorCode::Conflict,
         MembershipError::NoLeader => ErrorCode::NoQuorum,
         MembershipError::Timeout { .. } => ErrorCode::EffectUnknown,

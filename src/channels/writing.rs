@@ -5,7 +5,7 @@
 //! taken it, so whoever delivers the reply edits it, and sends no other. Showing it is worth nothing that delivery needs:
 //! it takes the places in the account's pace that are free, and gives up at the first refusal. An owner that dies between
 //! the sending of a preview and its record leaves it in the chat as it was; the reply follows as a message of its own. One
-//! that lives but is cut off could not record it either, so a quorum is heard before a preview is sent.
+//! that lives but cannot commit could not record it either, so a commit says first that a preview may be sent.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -198,13 +198,18 @@ impl Shared {
     ) -> Option<Duration> {
         let every = self.outlet.channel.preview_every(to);
         if preview.message.is_none() {
-            let id = TurnId::parse(turn.id.as_str()).ok()?;
-            match self.outlet.store.turn(&id, Consistency::Linearizable, STORE).await {
-                Ok(row) => row.value.filter(|row| row.state() == TurnState::Running).map(drop)?,
-                Err(error) => {
-                    debug!(account = %self.outlet.channel.account(), turn_id = turn.id, %error, "no preview without a quorum");
+            let (account, token) = (self.outlet.channel.account(), self.outlet.tenure.fencing_token);
+            match self.outlet.store.may_show_preview(account, token, &turn.id, STORE).await {
+                Ok(true) => {}
+                Ok(false) => return None,
+                Err(OwnerError::Commit(error)) => {
+                    debug!(%account, turn_id = turn.id, %error, "no preview where nothing commits");
                     preview.grew = true;
                     return Some(every);
+                }
+                Err(error) => {
+                    debug!(%account, turn_id = turn.id, %error, "no preview");
+                    return None;
                 }
             }
         }

@@ -124,6 +124,21 @@ impl dyn ChannelStore {
         if matches!(outcome, Outcome::TurnEnded(_)) { Ok(false) } else { owner(outcome).map(|()| true) }
     }
 
+    /// Whether a message that shows the reply of a turn may be sent: its record is likely to commit, as this did. False
+    /// where the turn has ended.
+    ///
+    /// # Errors
+    /// [`OwnerError`].
+    pub async fn may_show_preview(
+        &self,
+        account: &ChannelAccount,
+        fencing_token: u64,
+        turn_id: &str,
+        timeout: Duration,
+    ) -> Result<bool, OwnerError> {
+        self.show_preview(account, fencing_token, turn_id, "", timeout).await
+    }
+
     /// Says what the owner, or an operator (token 0), did with an intent.
     ///
     /// # Errors

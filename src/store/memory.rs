@@ -41,8 +41,8 @@ struct State {
     index: u64,
     /// What the next commands answer instead of being applied, first one first.
     faults: Vec<Fault>,
-    /// As an instance is that is cut off: reads that need a quorum have none.
-    alone: bool,
+    /// As under a leader that is giving its office away: nothing commits, and reads are confirmed all the same.
+    stalled: bool,
     /// As an instance is that lags: what its own copy of the leases still says.
     lagging: Option<MemoryTables>,
 }
@@ -77,9 +77,9 @@ impl MemoryStore {
         self.inner.state.lock().faults.extend(faults);
     }
 
-    /// Takes the quorum from reads that need one, or gives it back.
-    pub fn set_alone(&self, alone: bool) {
-        self.inner.state.lock().alone = alone;
+    /// From now on nothing commits, or all does once more.
+    pub fn set_stalled(&self, stalled: bool) {
+        self.inner.state.lock().stalled = stalled;
     }
 
     /// From now on leases are read as they are now, or as they are once more.
@@ -141,9 +141,6 @@ impl MemoryStore {
     /// An index that was never reached is waited for in vain.
     fn check(&self, consistency: Consistency, waited: Duration) -> Result<(), ReadError> {
         match consistency {
-            Consistency::Linearizable if self.inner.state.lock().alone => {
-                Err(ReadError::NoQuorum { waited, reason: "cut off".to_owned() })
-            }
             Consistency::AtLeast(index) if index > self.inner.state.lock().index => Err(ReadError::Timeout { waited }),
             Consistency::AtLeast(_) | Consistency::Linearizable | Consistency::Stale => Ok(()),
         }
@@ -164,7 +161,11 @@ impl SessionStore for MemoryStore {
     fn commit(&self, command: Command, timeout: Duration) -> BoxFuture<'_, Result<Committed<Outcome>, CommitError>> {
         let fault = {
             let mut state = self.inner.state.lock();
-            (!state.faults.is_empty()).then(|| state.faults.remove(0))
+            if state.stalled {
+                Some(Fault::NoQuorum)
+            } else {
+                (!state.faults.is_empty()).then(|| state.faults.remove(0))
+            }
         };
         let answer = match fault {
             None => Ok(self.apply(command)),

@@ -104,7 +104,13 @@ impl RaftStore {
         let begin = Instant::now();
         self.quorum(timeout).await.map_err(|error| ("no_quorum", error))?;
         let left = timeout.saturating_sub(begin.elapsed());
-        let committed = self.node.propose(command, left).await.map_err(refused)?;
+        let committed = tokio::select! {
+            committed = self.node.propose(command, left) => committed.map_err(refused)?,
+            // It was under way when the quorum was lost. The caller may repeat it elsewhere, sooner than it would give up here.
+            () = self.quorum_stays_missing() => {
+                return Err(("effect_unknown", CommitError::EffectUnknown { waited: begin.elapsed() }));
+            }
+        };
         Ok(Committed { index: committed.log_index, value: committed.outcome })
     }
 

@@ -29,7 +29,7 @@ const SAY_EVERY: Duration = Duration::from_millis(250);
 const ATTEMPT_MS: std::ops::Range<u64> = 200..400;
 /// Clients that share a register, and the calls after which they take another: what a search for an order can bear.
 const SHARING: u32 = 3;
-const CALLS: u32 = 80;
+const CALLS: u32 = 40;
 
 /// The world outside: chat platforms that are served before instances ask for them.
 pub(super) struct Stage {

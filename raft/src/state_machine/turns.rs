@@ -168,11 +168,16 @@ pub(super) fn cancel<T: Tables + ?Sized>(change: &mut Change<'_, T>, command: &C
     Ok(outcome::Kind::TurnEnded(TurnEnded { turn: Some(turn) }))
 }
 
-/// Notes which message shows the reply while it is written, so that the reply takes its place, whoever delivers it.
+/// Notes which message shows the reply while it is written, so that the reply takes its place, whoever delivers it. Without
+/// a message it changes nothing, and says whether one may be sent: by a commit, since what cannot be committed cannot be
+/// noted either.
 pub(super) fn show_preview<T: Tables + ?Sized>(change: &mut Change<'_, T>, command: &ShowPreview) -> Answer {
     let account = ChannelAccount::parse(command.account.as_str())?;
     let id = TurnId::parse(command.turn_id.as_str())?;
-    limits::name("message id", &command.message_id, outbox::MAX_ADDRESS_BYTES)?;
+    let asks = command.message_id.is_empty();
+    if !asks {
+        limits::name("message id", &command.message_id, outbox::MAX_ADDRESS_BYTES)?;
+    }
     if let Err(outcome) = leases::owned(change, account.as_str(), command.fencing_token)? {
         return Ok(outcome);
     }
@@ -181,6 +186,7 @@ pub(super) fn show_preview<T: Tables + ?Sized>(change: &mut Change<'_, T>, comma
         return Err(Halt::Refused(format!("the reply of turn {id} does not go to {account}")));
     }
     match state(&turn)? {
+        TurnState::Running | TurnState::Queued | TurnState::Unspecified if asks => Ok(outcome::Kind::Done(Done {})),
         TurnState::Running | TurnState::Queued | TurnState::Unspecified => {
             turn.preview.clone_from(&command.message_id);
             change.put_turn(&turn);

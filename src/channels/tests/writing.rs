@@ -166,11 +166,11 @@ async fn a_turn_that_ends_before_its_preview_is_recorded_has_one_message_all_the
 #[tokio::test(start_paused = true)]
 async fn nothing_is_shown_by_an_owner_that_could_not_record_it() {
     let (one, turn, writer) = showing(|_, _| {});
-    one.store.set_alone(true);
+    one.store.set_stalled(true);
     writer.publish("It grows").unwrap();
     tokio::time::sleep(Duration::from_secs(30)).await;
     assert_eq!(one.platform.state.lock().calls, 0, "the next owner would send it once more");
-    one.store.set_alone(false);
+    one.store.set_stalled(false);
     until_shown(&one, "It grows").await;
     answer(&one.store, &turn, "It grew.");
     one.until_outbox(&[]).await;

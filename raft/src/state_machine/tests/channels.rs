@@ -387,8 +387,11 @@ fn a_reply_takes_the_place_of_what_showed_it_while_it_was_written() {
     let mut machine = cluster();
     let token = machine.lease(ACCOUNT).fencing_token;
     let of_turn = asked(&mut machine, 1);
+    assert!(matches!(machine.apply(show(1, token - 1, "")), Outcome::Fenced(_)), "asking needs the lease too");
     assert_eq!(machine.apply(show(1, token, "55")), Outcome::Done(Done {}));
+    assert_eq!(machine.apply(show(1, token, "")), Outcome::Done(Done {}), "asking changes nothing");
     machine.apply(complete(1, of_turn));
+    assert!(matches!(machine.apply(show(1, token, "")), Outcome::TurnEnded(_)));
     let intent = machine.outbox().remove(0);
     assert_eq!((intent.turn_id, intent.preview), (turn_id(1), "55".to_owned()));
     // Too late for the turn, and for who is not the owner; the intent is for its owner to change.
