@@ -28,6 +28,8 @@ pub struct Gateway {
     pub allowed_origins: Vec<String>,
     /// Bounds on what callers may take up.
     pub limits: Limits,
+    /// What happens to requests and streams when this instance is asked to stop.
+    pub shutdown: Shutdown,
     /// Which endpoints are offered.
     pub http: Http,
 }
@@ -41,6 +43,7 @@ impl Default for Gateway {
             trusted_proxies: Vec::new(),
             allowed_origins: Vec::new(),
             limits: Limits::default(),
+            shutdown: Shutdown::default(),
             http: Http::default(),
         }
     }
@@ -215,6 +218,31 @@ impl Default for Limits {
             max_concurrent_requests: 4096,
             max_streams: 16_384,
         }
+    }
+}
+
+/// What happens to requests and streams when this instance is asked to stop.
+///
+/// Whoever stops it should wait longer than `drainMs` before it kills: `stop_grace_period`, `TimeoutStopSec`,
+/// `terminationGracePeriodSeconds`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Shutdown {
+    /// How long it goes on to accept connections while health says `draining`, so that balancers which look at it have looked,
+    /// in milliseconds. An instance without peers does not wait. Default 2 s; at most `drainMs`.
+    #[serde(rename = "lameDuckMs", with = "millis")]
+    #[schemars(with = "u64")]
+    pub lame_duck: Duration,
+    /// How long running turns and open streams may take to end, in milliseconds. Then streams end with an id to continue
+    /// from, and turns begin again on another instance. Default 25 s; at most an hour.
+    #[serde(rename = "drainMs", with = "millis")]
+    #[schemars(with = "u64")]
+    pub drain: Duration,
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Self { lame_duck: Duration::from_secs(2), drain: Duration::from_secs(25) }
     }
 }
 

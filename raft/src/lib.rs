@@ -11,6 +11,7 @@
 pub mod certs;
 mod clock;
 pub mod command;
+mod fitness;
 mod formation;
 mod group;
 mod leadership;
@@ -27,6 +28,7 @@ mod storage;
 mod types;
 mod wire;
 
+pub use fitness::Other;
 pub use formation::{Formation, FormationError};
 pub use membership::MembershipError;
 pub use network::Links;

@@ -211,7 +211,8 @@ impl Group {
         loop {
             let goal = self.metrics().last_log_index;
             let moment = (Instant::now() + CATCHES_UP).min(deadline).saturating_duration_since(Instant::now());
-            let caught_up = self.raft().wait(Some(moment)).metrics(
+            let wait = self.raft().wait(Some(moment));
+            let caught_up = wait.metrics(
                 |metrics| metrics.current_leader != Some(metrics.id) || matched(metrics, id) >= goal,
                 "a follower that is to lead has the leader's log",
             );

@@ -18,6 +18,7 @@ use tonic::service::Routes;
 use tonic::transport::{Channel, Server};
 
 use crate::clock::{self, Clock};
+use crate::fitness::Other;
 use crate::formation::{self, Formation, FormationError};
 use crate::group::{Group, Inner};
 use crate::membership::MembershipError;
@@ -336,6 +337,11 @@ impl Node {
             timeout_ms: millis(timeout),
         };
         answered(tokio::time::timeout(timeout, client.remove(request)).await, timeout)
+    }
+
+    /// The other voters, and which of them could carry the group on; empty where nobody would miss this instance's vote.
+    pub async fn other_voters(&self) -> Vec<Other> {
+        self.group.other_voters().await
     }
 
     /// Hands leadership to `to`, or to the voter that is best prepared; answers with who leads then.

@@ -270,7 +270,7 @@ fn commands() -> Vec<command::Kind> {
             term: 4,
             max_attempts: 3,
         }),
-        command::Kind::SetDraining(SetDraining { instance_id: instance_id.clone(), epoch: 900, draining: true }),
+        command::Kind::SetDraining(SetDraining { instance_id: instance_id.clone(), epoch: 900, draining: true, alone: false }),
         command::Kind::ForgetInstance(ForgetInstance { instance_id }),
         command::Kind::Sweep(Sweep { max_rows: 500 }),
         command::Kind::ReleaseLease(ReleaseLease { account: account(), fencing_token: 1000 }),

@@ -20,6 +20,9 @@ pub trait ClusterView: Send + Sync + 'static {
     /// What health tells; it waits for nothing.
     fn status(&self) -> ClusterStatus;
 
+    /// Whether it is on its way out; asked for every answer.
+    fn is_stopping(&self) -> bool;
+
     fn cluster(&self) -> BoxFuture<'_, Result<Cluster, ClusterError>>;
 
     /// Reads all that this instance holds; one at a time.
@@ -28,7 +31,10 @@ pub trait ClusterView: Send + Sync + 'static {
     fn maintenance(&self) -> Maintenance;
 
     /// Answers once the change is in effect; draining goes on after that.
-    fn set_maintenance(&self, on: bool) -> BoxFuture<'_, Result<Maintenance, ClusterError>>;
+    ///
+    /// # Errors
+    /// `conflict` where the cluster could not do without this instance now, unless it is to be forced.
+    fn set_maintenance(&self, on: bool, force: bool) -> BoxFuture<'_, Result<Maintenance, ClusterError>>;
 
     /// The instance that leads now.
     fn transfer_leader(&self, to: Option<InstanceId>) -> BoxFuture<'_, Result<InstanceId, ClusterError>>;

@@ -10,10 +10,10 @@ use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
 use http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
-    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_METHOD, CACHE_CONTROL, HeaderName,
-    HeaderValue, VARY, X_CONTENT_TYPE_OPTIONS,
+    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_METHOD, CACHE_CONTROL, CONNECTION,
+    HeaderName, HeaderValue, VARY, X_CONTENT_TYPE_OPTIONS,
 };
-use http::{Method, StatusCode};
+use http::{Method, StatusCode, Version};
 use openclaw_proto::http::{ErrorCode, INSTANCE, REQUEST_ID};
 use openclaw_proto::ids::RequestId;
 use tracing::{Instrument, debug, error, info_span};
@@ -30,6 +30,7 @@ pub(super) async fn wrap(State(gateway): State<Gateway>, request: Request, next:
     let began = Instant::now();
     let request_id = given_id(&request).unwrap_or_else(RequestId::random);
     let method = request.method().clone();
+    let version = request.version();
     let openai = request.uri().path().starts_with("/v1/");
     let matched = request.extensions().get::<MatchedPath>().cloned();
     let route = matched.as_ref().map_or("unmatched", MatchedPath::as_str);
@@ -61,6 +62,12 @@ pub(super) async fn wrap(State(gateway): State<Gateway>, request: Request, next:
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     // Conversations are nobody's to keep on the way.
     headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+
+    // Whoever keeps the connection makes the next one elsewhere, rather than meet one that is being closed. HTTP/2 has frames
+    // for that.
+    if version < Version::HTTP_2 && gateway.cluster().is_stopping() {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
 
     let (status, took) = (response.status().as_u16(), began.elapsed());
     gateway.metrics().http_request(route, method_label(&method), status, took);

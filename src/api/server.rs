@@ -2,7 +2,8 @@
 //!
 //! `axum::serve` would do but for what keeps a public listener alive: a time for headers to arrive (it installs no
 //! timer, so that slow clients hold sockets for ever), a time in which a reader must take something, a limit of
-//! connections, and an end that is not waited for longer than allowed. HTTP/1.1 and HTTP/2 without TLS on one port.
+//! connections, and an end in which no connection is lost that a client has opened. HTTP/1.1 and HTTP/2 without TLS on one
+//! port.
 
 use std::fs;
 use std::io;
@@ -23,10 +24,10 @@ use openclaw_config::gateway::Limits;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, Sleep, sleep, timeout};
+use tokio::time::{Instant, Sleep, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use super::Peer;
 use crate::metrics::Metrics;
@@ -35,6 +36,10 @@ use crate::metrics::Metrics;
 const PREFACE_BYTES: u64 = 24;
 /// How long to leave a listener alone that cannot accept: the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// A listener that accepts nothing more is asked for so long for connections that were being made, and is dry when none came
+/// for the other time.
+const LAST_CONNECTIONS: Duration = Duration::from_millis(200);
+const NO_MORE: Duration = Duration::from_millis(20);
 
 /// How connections are served.
 #[derive(Debug, Clone)]
@@ -44,8 +49,6 @@ pub struct Options {
     pub max_connections: usize,
     /// A connection that takes none of what is written to it for so long is closed: a slow reader continues elsewhere.
     pub write_stall: Duration,
-    /// How long requests may take to end after shutdown began.
-    pub drain: Duration,
 }
 
 impl From<&Limits> for Options {
@@ -55,12 +58,11 @@ impl From<&Limits> for Options {
             header_bytes: limits.header_bytes.as_usize(),
             max_connections: limits.max_connections as usize,
             write_stall: Duration::from_secs(30),
-            drain: Duration::from_secs(10),
         }
     }
 }
 
-/// Serves the public listener until `shutdown`, then lets requests end for as long as allowed.
+/// Serves the public listener until `shutdown`, then no more than what is under way, to its end: dropping this ends it.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -69,13 +71,21 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) {
     let server = Server::new(router, options, metrics);
-    let graceful = server.run(&listener, &shutdown).await;
-    // Whoever connects now is refused, and goes to another instance.
+    let graceful = GracefulShutdown::new();
+    shutdown.run_until_cancelled(server.run(&listener, &graceful)).await;
+    // Connections that the kernel has made already are served; whoever connects later is refused, and goes elsewhere.
+    if let Err(error) = refuse_connections(&listener) {
+        debug!(%error, "a connection that is made at this moment may be lost");
+    }
+    let until = Instant::now() + LAST_CONNECTIONS;
+    while let Ok(accepted) = timeout_at(until, timeout(NO_MORE, Accept::accept(&listener))).await.flatten() {
+        server.take(accepted, &graceful).await;
+    }
     drop(listener);
-    server.drain(graceful).await;
+    graceful.shutdown().await;
 }
 
-/// Serves the admin socket: callers are operators.
+/// Serves the admin socket, in the same way: callers are operators.
 pub async fn serve_unix(
     listener: UnixListener,
     router: Router,
@@ -84,9 +94,37 @@ pub async fn serve_unix(
     shutdown: CancellationToken,
 ) {
     let server = Server::new(router, options, metrics);
-    let graceful = server.run(&listener, &shutdown).await;
+    let graceful = GracefulShutdown::new();
+    shutdown.run_until_cancelled(server.run(&listener, &graceful)).await;
     drop(listener);
-    server.drain(graceful).await;
+    graceful.shutdown().await;
+}
+
+/// Has the kernel make no new connection, while those that it is making, or has made, can still be accepted.
+///
+/// Closing a listener resets the connections that wait in it, which clients took for made and may have sent requests on. A
+/// filter that drops what asks for a new one (SYN) lets the listener run dry first. Whoever asked in that moment asks again
+/// after a second, as TCP does, and is refused then.
+#[cfg(target_os = "linux")]
+fn refuse_connections(listener: &TcpListener) -> io::Result<()> {
+    /// Of the packet's TCP header.
+    const FLAGS_AT: u32 = 13;
+    const SYN: u32 = 0x02;
+    // Classic BPF: load the byte with the flags; if SYN is set take nothing of the packet, else all of it.
+    const LOAD_BYTE: u16 = 0x30;
+    const JUMP_IF_SET: u16 = 0x45;
+    const RETURN: u16 = 0x06;
+    socket2::SockRef::from(listener).attach_filter(&[
+        socket2::SockFilter::new(LOAD_BYTE, 0, 0, FLAGS_AT),
+        socket2::SockFilter::new(JUMP_IF_SET, 0, 1, SYN),
+        socket2::SockFilter::new(RETURN, 0, 0, 0),
+        socket2::SockFilter::new(RETURN, 0, 0, u32::MAX),
+    ])
+}
+
+#[cfg(not(target_os = "linux"))]
+fn refuse_connections(_: &TcpListener) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 /// Makes the admin socket, which only this user may open. A socket that an earlier process left is replaced: the caller
@@ -173,51 +211,47 @@ impl Server {
         Self { router, builder, options, metrics, places }
     }
 
-    async fn run(&self, listener: &impl Accept, shutdown: &CancellationToken) -> GracefulShutdown {
-        let graceful = GracefulShutdown::new();
+    /// Accepts and serves for ever.
+    async fn run(&self, listener: &impl Accept, graceful: &GracefulShutdown) {
         loop {
-            let accepted = tokio::select! {
-                () = shutdown.cancelled() => return graceful,
-                accepted = listener.accept() => accepted,
-            };
-            let (stream, peer) = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) if is_of_connection(&error) => continue,
-                Err(error) => {
-                    warn!(%error, "no connection accepted; trying again");
-                    sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            };
-            let Ok(place) = self.places.clone().try_acquire_owned() else {
-                self.metrics.http_refused_connections.inc();
-                continue;
-            };
-            let stream = Guarded::new(stream, self.options.header_read, self.options.write_stall);
-            let router = self.router.clone();
-            let service = hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
-                request.extensions_mut().insert(peer);
-                router.clone().oneshot(request.map(Body::new))
-            });
-            let connection = self.builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
-            let connection = graceful.watch(connection);
-            let open = self.metrics.http_connections.clone();
-            open.inc();
-            tokio::spawn(async move {
-                if let Err(error) = connection.await {
-                    debug!(%error, "connection ended early");
-                }
-                open.dec();
-                drop(place);
-            });
+            self.take(listener.accept().await, graceful).await;
         }
     }
 
-    async fn drain(&self, graceful: GracefulShutdown) {
-        let open = graceful.count();
-        if timeout(self.options.drain, graceful.shutdown()).await.is_err() {
-            info!(open, waited = ?self.options.drain, "connections were still open at the end of the drain");
-        }
+    /// Serves what was accepted, in a task of its own.
+    async fn take<S>(&self, accepted: io::Result<(S, Peer)>, graceful: &GracefulShutdown)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) if is_of_connection(&error) => return,
+            Err(error) => {
+                warn!(%error, "no connection accepted; trying again");
+                return sleep(ACCEPT_PAUSE).await;
+            }
+        };
+        let Ok(place) = self.places.clone().try_acquire_owned() else {
+            self.metrics.http_refused_connections.inc();
+            return;
+        };
+        let stream = Guarded::new(stream, self.options.header_read, self.options.write_stall);
+        let router = self.router.clone();
+        let service = hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
+            request.extensions_mut().insert(peer);
+            router.clone().oneshot(request.map(Body::new))
+        });
+        let connection = self.builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
+        let connection = graceful.watch(connection);
+        let open = self.metrics.http_connections.clone();
+        open.inc();
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                debug!(%error, "connection ended early");
+            }
+            open.dec();
+            drop(place);
+        });
     }
 }
 

@@ -1,7 +1,8 @@
 //! Wires everything once, and holds no policy.
 //!
-//! Start: data directory and listeners, consensus, the store over it, turns, then HTTP. Stop, in this order: not ready,
-//! running turns end or are parked, leadership is handed over, HTTP, consensus, storage.
+//! Start: data directory and listeners, consensus, the store over it, turns, then HTTP. Stop, in this order: not ready, and
+//! from then on leadership, channels and new turns go to others; no new connections; requests, streams and turns end, or what
+//! is left of them is handed over; the instance's epoch; consensus; storage.
 
 mod channels;
 mod view;
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use openclaw_config::gateway::Shutdown;
 use openclaw_config::storage::Backend;
 use openclaw_config::{Config, Loaded};
 use openclaw_proto::ids::{ChannelAccount, InstanceId};
@@ -22,7 +24,7 @@ use openclaw_raft::{
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
@@ -46,8 +48,8 @@ use crate::sessions::{follow, follow::Follow};
 use crate::store::SessionStore;
 use crate::store::raft::RaftStore;
 
-/// How long running turns may take to end once the process was asked to stop; then another instance runs them again.
-const FINISH_TURNS: Duration = Duration::from_secs(10);
+/// For readers of streams to take the id to continue from, once the time to drain is over.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 const STOP_TASKS: Duration = Duration::from_secs(2);
 /// Turns that run here at once.
 const MAX_RUNNING_TURNS: usize = 16 * 1024;
@@ -93,6 +95,9 @@ struct App {
     channels_stopped: CancellationToken,
     servers: JoinSet<()>,
     workers: JoinSet<()>,
+    session: JoinHandle<()>,
+    session_over: CancellationToken,
+    shutdown: Shutdown,
 }
 
 impl App {
@@ -156,11 +161,13 @@ impl App {
         let validity = Validity::start(lease.validity, lease.stop_budget)
             .map_err(|error| Stopped::Fatal(format!("no thread to watch leases: {error}")))?;
         let options = session::Options { renew: lease.renew, deadline: lease.validity };
-        let (session, keeping) = session::keep(node.clone(), description, options, validity.clone(), tasks.clone());
+        let session_over = CancellationToken::new();
+        let (session, keeping) =
+            session::keep(node.clone(), description, options, validity.clone(), session_over.clone());
         let readiness = Readiness::new(node.clone(), session.clone(), tasks.clone());
 
+        let keeping = tokio::spawn(keeping);
         let mut workers = JoinSet::new();
-        workers.spawn(keeping);
         let expiry = expiry::Options { wait: lease.wait, max_attempts: config.session.max_attempts };
         workers.spawn(expiry::run(node.clone(), expiry, tasks.clone()));
         workers.spawn(placement::run(node.clone(), config.cluster.failback.after, tasks.clone()));
@@ -267,6 +274,9 @@ impl App {
             channels_stopped,
             servers,
             workers,
+            session: keeping,
+            session_over,
+            shutdown: config.gateway.shutdown.clone(),
         })
     }
 
@@ -289,6 +299,9 @@ impl App {
             Some(ended) = self.workers.join_next() => {
                 return Err(Stopped::Fatal(format!("a task that never ends has ended: {ended:?}")));
             }
+            ended = &mut self.session => {
+                return Err(Stopped::Fatal(format!("a task that never ends has ended: {ended:?}")));
+            }
         }
         tokio::select! {
             () = self.stop() => Ok(()),
@@ -298,32 +311,58 @@ impl App {
     }
 
     async fn stop(mut self) {
+        let deadline = Instant::now() + self.shutdown.drain;
         self.readiness.stop();
-        let deadline = Instant::now() + FINISH_TURNS;
-        let mut reported = u64::MAX;
-        while self.load.running() > 0 && Instant::now() < deadline {
-            let running = self.load.running();
-            if running < reported {
-                tracing::info!(running, "waiting for running turns");
-                reported = running;
-            }
-            sleep(Duration::from_millis(20)).await;
+        if self.node.status().voter_count() > 1 {
+            // Balancers that look at health need a moment to see it; others go by connections that are refused.
+            sleep(self.shutdown.lame_duck).await;
         }
+        self.listeners.cancel();
+        if timeout_at(deadline, finish(&mut self.servers, &self.load)).await.is_err() {
+            let running = self.load.running();
+            tracing::info!(running, "the time to drain is over: streams end with an id to continue from");
+            self.streams.cancel();
+            if timeout(LAST_WORDS, finish(&mut self.servers, &Load::default())).await.is_err() {
+                tracing::warn!("some connections did not end in time");
+            }
+        }
+        self.streams.cancel();
         // Each account was let go as soon as this instance drained; what nobody else could take stops now.
         self.channels_stopped.cancel();
         if timeout(STOP_TASKS, self.channels).await.is_err() {
             tracing::warn!("the channels did not stop in time");
         }
-        self.readiness.give_up_leadership().await;
-        self.streams.cancel();
-        self.listeners.cancel();
-        while self.servers.join_next().await.is_some() {}
         self.tasks.cancel();
-        if timeout(STOP_TASKS, async { while self.workers.join_next().await.is_some() {} }).await.is_err() {
+        let stopped = timeout(STOP_TASKS, async { while self.workers.join_next().await.is_some() {} }).await;
+        self.readiness.give_up_leadership().await;
+        // What still acts under the epoch must not see it end.
+        if stopped.is_ok() {
+            self.session_over.cancel();
+            if timeout(STOP_TASKS, self.session).await.is_err() {
+                tracing::warn!("the epoch did not end in time");
+            }
+        } else {
             tracing::warn!("some tasks did not stop in time");
         }
         drop(self.node);
         self.running.stop().await;
+    }
+}
+
+/// Waits until no connection is open and no turn runs, telling of those that do.
+async fn finish(servers: &mut JoinSet<()>, load: &Load) {
+    while servers.join_next().await.is_some() {}
+    let mut reported = u64::MAX;
+    loop {
+        let running = load.running();
+        if running == 0 {
+            return;
+        }
+        if running < reported {
+            tracing::info!(running, "waiting for running turns");
+            reported = running;
+        }
+        sleep(Duration::from_millis(20)).await;
     }
 }
 

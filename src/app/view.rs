@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 
 use crate::api::{ClusterError, ClusterStatus, ClusterView};
 use crate::cluster;
-use crate::cluster::readiness::Readiness;
+use crate::cluster::readiness::{NotNow, Readiness};
 use crate::sessions::runner::Load;
 
 const CHANGE: Duration = Duration::from_secs(15);
@@ -61,6 +61,15 @@ impl View {
             _ => Vec::new(),
         }
     }
+}
+
+fn not_now(error: NotNow) -> ClusterError {
+    let code = match &error {
+        NotNow::Needed(_) | NotNow::Unregistered => ErrorCode::Conflict,
+        // Whether the others know of it or not: this instance goes on to serve.
+        NotNow::Uncommitted(_) => ErrorCode::NoQuorum,
+    };
+    ClusterError { code, message: error.to_string() }
 }
 
 fn refused(error: MembershipError) -> ClusterError {
@@ -167,9 +176,17 @@ impl ClusterView for View {
         }
     }
 
-    fn set_maintenance(&self, on: bool) -> BoxFuture<'_, Result<Maintenance, ClusterError>> {
+    fn is_stopping(&self) -> bool {
+        self.readiness.is_stopping()
+    }
+
+    fn set_maintenance(&self, on: bool, force: bool) -> BoxFuture<'_, Result<Maintenance, ClusterError>> {
         Box::pin(async move {
-            self.readiness.set_maintenance(on);
+            if on && !force {
+                self.readiness.begin_maintenance().await.map_err(not_now)?;
+            } else {
+                self.readiness.set_maintenance(on);
+            }
             self.others_know(on).await;
             Ok(self.maintenance())
         })

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
-use openclaw_proto::http;
+use openclaw_proto::http::{self, ErrorCode};
 use openclaw_proto::ids::IdempotencyKey;
 
 use super::client::Client;
@@ -24,10 +24,16 @@ pub(super) struct Maintenance {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Stop taking new work, hand over leadership, and wait until running turns have ended
+    ///
+    /// Waits first while the others could not do without this instance: one of them is down, behind, or in maintenance itself.
     On {
-        /// Longest wait for running turns, in seconds; afterwards maintenance stays on and the exit code is 1
+        /// Longest wait for the others and for running turns, in seconds. If the others were not ready by then nothing was
+        /// changed, and the exit code is 4; if turns still run maintenance stays on, and the exit code is 1
         #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(0..=86_400))]
         timeout: u64,
+        /// Do not wait for the others, even if nothing can be committed without this instance
+        #[arg(long)]
+        force: bool,
         #[command(flatten)]
         connection: Connection,
     },
@@ -45,41 +51,60 @@ enum Command {
 
 const PATH: [&str; 3] = ["api", "v1", "maintenance"];
 const POLL_EVERY: Duration = Duration::from_millis(200);
+const ASK_EVERY: Duration = Duration::from_millis(500);
 
 pub(super) async fn run(arguments: Maintenance, json: bool) -> Result<Exit, Failure> {
     let state = match arguments.command {
-        Command::On { timeout, connection } => {
+        Command::On { timeout, force, connection } => {
             let client = Client::new(&connection)?;
-            let first = set(&client, true).await?;
-            drain(&client, first, Duration::from_secs(timeout)).await?
+            let deadline = Instant::now() + Duration::from_secs(timeout);
+            let first = begin(&client, force, deadline).await?;
+            drain(&client, first, deadline).await?
         }
-        Command::Off { connection } => set(&Client::new(&connection)?, false).await?,
+        Command::Off { connection } => set(&Client::new(&connection)?, false, false).await?,
         Command::Status { connection } => Client::new(&connection)?.get(&PATH, &[]).await?,
     };
     output::answer(json, &state, || render(&state))?;
     Ok(if state.on && !state.drained { Exit::Failed } else { Exit::Ok })
 }
 
-async fn set(client: &Client, on: bool) -> Result<http::Maintenance, Failure> {
+async fn set(client: &Client, on: bool, force: bool) -> Result<http::Maintenance, Failure> {
     let key = IdempotencyKey::random();
-    client.post(&PATH, key.as_str(), &http::MaintenanceRequest { on }).await
+    client.post(&PATH, key.as_str(), &http::MaintenanceRequest { on, force }).await
+}
+
+/// Asks until the others can do without the instance, telling why they cannot.
+async fn begin(client: &Client, force: bool, deadline: Instant) -> Result<http::Maintenance, Failure> {
+    let mut told = String::new();
+    loop {
+        match set(client, true, force).await {
+            Err(failure) if matches!(failure.code, Some(ErrorCode::Conflict | ErrorCode::NoQuorum)) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return Err(failure.hint("nothing was changed; bring the others up first, or give --force"));
+                }
+                if told != failure.message {
+                    note(&format!("waiting: {}", output::printable(&failure.message)));
+                    told = failure.message;
+                }
+                tokio::time::sleep(ASK_EVERY.min(left)).await;
+            }
+            answer => return answer,
+        }
+    }
 }
 
 /// Waits, telling when the number of running turns changes.
-async fn drain(client: &Client, mut state: http::Maintenance, limit: Duration) -> Result<http::Maintenance, Failure> {
-    let started = Instant::now();
+async fn drain(client: &Client, mut state: http::Maintenance, deadline: Instant) -> Result<http::Maintenance, Failure> {
     let mut told = None;
     while !state.drained {
         if told != Some(state.running_turns) {
             note(&waiting(&state));
             told = Some(state.running_turns);
         }
-        let left = limit.saturating_sub(started.elapsed());
+        let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            note(&format!(
-                "still not drained after {} s: maintenance stays on; `openclaw maintenance off` ends it",
-                limit.as_secs()
-            ));
+            note("still not drained: maintenance stays on; `openclaw maintenance off` ends it");
             break;
         }
         tokio::time::sleep(POLL_EVERY.min(left)).await;

@@ -7,10 +7,11 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use openclaw_proto::state::{RegisterInstance, RenewInstance, SetDraining, command, outcome};
-use openclaw_raft::{Node, ProposeError};
+use openclaw_proto::state::{ExpireInstance, Instance, RegisterInstance, RenewInstance, SetDraining, command, outcome};
+use openclaw_raft::{Committed, Node, ProposeError, View};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
@@ -19,6 +20,9 @@ use super::validity::{self, Validity};
 
 /// Between attempts to register.
 const AGAIN: Duration = Duration::from_millis(250);
+/// For the last command of a process that stops.
+const LEAVE: Duration = Duration::from_secs(1);
+const LEAVE_ATTEMPTS: usize = 3;
 /// Between log lines about an attempt that keeps failing.
 const REMIND: Duration = Duration::from_secs(10);
 
@@ -47,7 +51,15 @@ pub struct Options {
 #[derive(Debug, Clone)]
 pub struct Session {
     epoch: watch::Receiver<Option<u64>>,
-    draining: std::sync::Arc<watch::Sender<bool>>,
+    draining: Arc<watch::Sender<Draining>>,
+}
+
+/// What others are to know.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Draining {
+    wanted: bool,
+    /// Counts doubts about what they know.
+    doubts: u64,
 }
 
 impl Session {
@@ -64,17 +76,22 @@ impl Session {
 
     /// From the next renewal on, others know that this instance takes no new turns, or does again.
     pub fn set_draining(&self, draining: bool) {
-        self.draining.send_replace(draining);
+        self.draining.send_modify(|state| state.wanted = draining);
+    }
+
+    /// Has others told once more whether this instance takes work: they may have heard otherwise.
+    pub fn say_again(&self) {
+        self.draining.send_modify(|state| state.doubts += 1);
     }
 
     pub fn is_draining(&self) -> bool {
-        *self.draining.borrow()
+        self.draining.borrow().wanted
     }
 
     /// One that nobody keeps.
     #[cfg(test)]
     pub fn for_tests(epoch: u64) -> Self {
-        Self { epoch: watch::channel(Some(epoch)).1, draining: std::sync::Arc::new(watch::Sender::new(false)) }
+        Self { epoch: watch::channel(Some(epoch)).1, draining: Arc::default() }
     }
 }
 
@@ -101,7 +118,9 @@ pub fn exchange_boot_id(data_dir: &Path, boot_id: &str) -> io::Result<String> {
     Ok(previous)
 }
 
-/// Makes the session and the task that keeps it, until `shutdown`.
+/// Makes the session and the task that keeps it until `shutdown`, and then ends the epoch: nothing of this process may act
+/// under it any more when that is called. What it ran goes to others at once, instead of after the time that a silent instance
+/// is given.
 pub fn keep(
     node: Node,
     description: Description,
@@ -110,11 +129,12 @@ pub fn keep(
     shutdown: CancellationToken,
 ) -> (Session, impl Future<Output = ()> + Send) {
     let (sender, epoch) = watch::channel(None);
-    let draining = std::sync::Arc::new(watch::Sender::new(false));
+    let draining: Arc<watch::Sender<Draining>> = Arc::default();
     let session = Session { epoch, draining: draining.clone() };
     let keeper = Keeper { node, description, options, validity, epoch: sender, draining };
     let task = async move {
-        shutdown.run_until_cancelled_owned(keeper.run()).await;
+        shutdown.run_until_cancelled(keeper.run()).await;
+        keeper.leave().await;
     };
     (session, task)
 }
@@ -125,11 +145,11 @@ struct Keeper {
     options: Options,
     validity: Validity,
     epoch: watch::Sender<Option<u64>>,
-    draining: std::sync::Arc<watch::Sender<bool>>,
+    draining: Arc<watch::Sender<Draining>>,
 }
 
 impl Keeper {
-    async fn run(self) {
+    async fn run(&self) {
         loop {
             let epoch = self.register().await;
             self.epoch.send_replace(Some(epoch));
@@ -137,6 +157,44 @@ impl Keeper {
             self.validity.lost();
             self.epoch.send_replace(None);
         }
+    }
+
+    /// Ends the epoch, if others are there to take over.
+    async fn leave(&self) {
+        let Some(epoch) = *self.epoch.borrow() else { return };
+        self.validity.lost();
+        // A renewal that was under way when this began may commit in between, which makes the command stale.
+        for _ in 0..LEAVE_ATTEMPTS {
+            let status = self.node.status();
+            if status.voter_count() < 2 || !status.has_quorum {
+                return;
+            }
+            let Some(own) = self.own_row(&self.node.read_local()).filter(|own| own.live && own.epoch == epoch) else {
+                return;
+            };
+            let command = command::Kind::ExpireInstance(ExpireInstance {
+                instance_id: own.instance_id,
+                epoch,
+                renewal: own.renewal,
+                term: status.term,
+                // A turn that is handed over has done nothing wrong.
+                max_attempts: u32::MAX,
+            });
+            match self.node.propose(command, LEAVE).await {
+                Ok(Committed { outcome: outcome::Kind::Done(_), .. }) => {
+                    tracing::info!(epoch, "left: what ran here is another's now");
+                    return;
+                }
+                Ok(committed) => drop(self.node.read_at_least(committed.log_index, LEAVE).await),
+                // The leader ends the epoch in its own time, or this instance when it comes back.
+                Err(error) => return tracing::debug!(%error, "the epoch did not end at once"),
+            }
+        }
+    }
+
+    fn own_row(&self, view: &View) -> Option<Instance> {
+        let rows = view.instances().ok()?;
+        rows.into_iter().find(|row| row.instance_id == self.node.instance_id().as_str())
     }
 
     async fn propose(&self, command: command::Kind) -> Result<(u64, outcome::Kind), ProposeError> {
@@ -188,7 +246,7 @@ impl Keeper {
     /// Renews until the epoch is over.
     async fn renew(&self, epoch: u64) {
         let mut draining = self.draining.subscribe();
-        let mut known_draining = false;
+        let mut known = Draining::default();
         let mut renewal = 0;
         let mut ticks = interval(self.options.renew);
         // After a pause one renewal is due, not all that were missed.
@@ -199,11 +257,11 @@ impl Keeper {
                 changed = draining.changed() => if changed.is_err() { return },
             }
             let wanted = *draining.borrow_and_update();
-            if wanted != known_draining {
+            if wanted != known {
                 let instance_id = self.node.instance_id().as_str().to_owned();
-                let command = command::Kind::SetDraining(SetDraining { instance_id, epoch, draining: wanted });
-                match self.propose(command).await {
-                    Ok((_, outcome::Kind::Done(_))) => known_draining = wanted,
+                let draining = SetDraining { instance_id, epoch, draining: wanted.wanted, alone: false };
+                match self.propose(command::Kind::SetDraining(draining)).await {
+                    Ok((_, outcome::Kind::Done(_))) => known = wanted,
                     Ok((_, _)) => {}
                     Err(error) => tracing::warn!(%error, "cannot say whether this instance takes work"),
                 }
@@ -233,8 +291,7 @@ impl Keeper {
             // Not known now; the next renewal will tell.
             Err(_) => return Some(0),
         };
-        let rows = view.instances().ok()?;
-        let own = rows.into_iter().find(|row| row.instance_id == self.node.instance_id().as_str())?;
+        let own = self.own_row(&view)?;
         (own.live && own.epoch == epoch).then_some(own.renewal)
     }
 }

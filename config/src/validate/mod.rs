@@ -141,6 +141,12 @@ fn gateway(config: &Config, check: &mut Check) {
     check.number("gateway.limits.maxConnections", limits.max_connections, 1..=1_000_000);
     check.number("gateway.limits.maxConcurrentRequests", limits.max_concurrent_requests, 1..=1_000_000);
     check.number("gateway.limits.maxStreams", limits.max_streams, 1..=1_000_000);
+
+    let shutdown = &gateway.shutdown;
+    check.millis("gateway.shutdown.drainMs", shutdown.drain, ms(0)..=ms(3_600_000));
+    if shutdown.lame_duck > shutdown.drain {
+        check.refuse("gateway.shutdown.lameDuckMs", "must not be above gateway.shutdown.drainMs");
+    }
 }
 
 fn storage(config: &Config, check: &mut Check) {

@@ -393,6 +393,9 @@ pub struct StateHash {
 #[serde(deny_unknown_fields)]
 pub struct MaintenanceRequest {
     pub on: bool,
+    /// Even if the others could not do without this instance now.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

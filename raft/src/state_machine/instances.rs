@@ -5,7 +5,7 @@
 
 use openclaw_proto::ids::InstanceId;
 use openclaw_proto::state::{
-    Done, ExpireInstance, ForgetInstance, Instance, InstanceRegistered, InstanceTaken, RegisterInstance, RenewInstance,
+    Conflict, Done, ExpireInstance, ForgetInstance, Instance, InstanceRegistered, InstanceTaken, RegisterInstance, RenewInstance,
     SetDraining, Stale, Turn, outcome,
 };
 
@@ -106,6 +106,13 @@ pub(super) fn set_draining<T: Tables + ?Sized>(change: &mut Change<'_, T>, comma
     let instance_id = InstanceId::parse(command.instance_id.as_str())?;
     match change.instance(instance_id.as_str())? {
         Some(mut row) if row.live && row.epoch == command.epoch => {
+            let drains = |other: &Instance| other.live && other.draining && other.instance_id != row.instance_id;
+            if command.alone
+                && command.draining
+                && let Some(other) = read::instances(change.tables())?.into_iter().find(drains)
+            {
+                return Ok(outcome::Kind::Conflict(Conflict { expected: row.epoch, actual: other.epoch }));
+            }
             row.draining = command.draining;
             change.put_instance(&row);
             Ok(outcome::Kind::Done(Done {}))

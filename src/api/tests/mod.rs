@@ -130,6 +130,10 @@ impl ClusterView for FakeCluster {
         self.status.lock().clone()
     }
 
+    fn is_stopping(&self) -> bool {
+        self.status.lock().draining
+    }
+
     fn cluster(&self) -> BoxFuture<'_, Result<Cluster, ClusterError>> {
         Box::pin(async {
             Ok(Cluster {
@@ -155,7 +159,7 @@ impl ClusterView for FakeCluster {
         Maintenance { instance_id: self.me.as_str().into(), on, running_turns: 0, drained: on }
     }
 
-    fn set_maintenance(&self, on: bool) -> BoxFuture<'_, Result<Maintenance, ClusterError>> {
+    fn set_maintenance(&self, on: bool, _: bool) -> BoxFuture<'_, Result<Maintenance, ClusterError>> {
         self.status.lock().maintenance = on;
         Box::pin(async { Ok(self.maintenance()) })
     }

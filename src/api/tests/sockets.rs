@@ -24,7 +24,6 @@ fn quick() -> server::Options {
     server::Options {
         header_read: Duration::from_millis(200),
         write_stall: Duration::from_millis(300),
-        drain: Duration::from_millis(200),
         ..server::Options::from(&gateway::Limits::default())
     }
 }
@@ -170,4 +169,48 @@ async fn the_admin_socket_is_for_its_owner_and_needs_no_token() {
     let file = directory.path().join("file");
     std::fs::write(&file, "x").unwrap();
     assert!(server::bind_unix(&file).is_err());
+}
+
+/// Connects and asks again and again until nobody listens any more; counts the answers. Any other end is one too many.
+fn ask_until_refused(address: SocketAddr, answered: &std::sync::atomic::AtomicU64) -> Result<(), String> {
+    use std::io::{Read, Write};
+    loop {
+        let Ok(mut stream) = std::net::TcpStream::connect_timeout(&address, SOON) else { return Ok(()) };
+        let mut said = Vec::new();
+        let exchange = stream
+            .set_read_timeout(Some(SOON))
+            .and_then(|()| stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"))
+            .and_then(|()| stream.read_to_end(&mut said));
+        exchange.map_err(|error| format!("a connection was made and lost: {error}"))?;
+        if !said.starts_with(b"HTTP/1.1 200") {
+            return Err(format!("answered with {:?}", String::from_utf8_lossy(&said)));
+        }
+        answered.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_listener_that_closes_loses_no_connection() {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    let instance = Setup::new(Paced::new(1)).one();
+    for round in 0..8 {
+        let served = served(&instance, quick()).await;
+        let (answered, address) = (Arc::new(AtomicU64::new(0)), served.address);
+        let clients: Vec<_> = (0..8)
+            .map(|_| {
+                let answered = answered.clone();
+                tokio::task::spawn_blocking(move || ask_until_refused(address, &answered))
+            })
+            .collect();
+        let until = Instant::now() + SOON;
+        while answered.load(Ordering::Relaxed) < 100 {
+            assert!(Instant::now() < until);
+            sleep(Duration::from_millis(1)).await;
+        }
+        served.shutdown.cancel();
+        timeout(SOON, served.task).await.expect("an end in time").unwrap();
+        for client in clients {
+            assert_eq!(timeout(SOON, client).await.unwrap().unwrap(), Ok(()), "round {round}");
+        }
+    }
 }

@@ -690,7 +690,7 @@ async fn an_account_runs_where_its_lease_is_and_moves_without_an_overlap() {
 }
 
 fn set_draining(store: &MemoryStore, name: &str, epoch: u64) {
-    let command = openclaw_proto::state::SetDraining { instance_id: name.into(), epoch, draining: true };
+    let command = openclaw_proto::state::SetDraining { instance_id: name.into(), epoch, draining: true, alone: false };
     assert!(matches!(store.apply(Command::SetDraining(command)).value, Outcome::Done(_)));
 }
 

@@ -75,7 +75,7 @@ fn failback(after_ms: u64) -> Kind {
 
 fn drain(machine: &Machine, instance: &str, draining: bool) -> Kind {
     let epoch = machine.instance(instance).epoch;
-    Kind::SetDraining(SetDraining { instance_id: instance.into(), epoch, draining })
+    Kind::SetDraining(SetDraining { instance_id: instance.into(), epoch, draining, alone: false })
 }
 
 #[test]

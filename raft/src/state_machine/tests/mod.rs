@@ -222,7 +222,7 @@ fn expire(instance: &str, epoch: u64, renewal: u64, term: u64, max_attempts: u32
 }
 
 fn drain(instance: &str, epoch: u64, draining: bool) -> Kind {
-    Kind::SetDraining(SetDraining { instance_id: instance.to_owned(), epoch, draining })
+    Kind::SetDraining(SetDraining { instance_id: instance.to_owned(), epoch, draining, alone: false })
 }
 
 fn fenced(presented: u64, current: u64) -> Outcome {
