@@ -88,6 +88,12 @@ impl Process {
         &self.program
     }
 
+    /// Gives it an environment variable from its next start on.
+    pub fn set_variable(&mut self, name: &str, value: &str) {
+        self.program.environment.retain(|(known, _)| known != name);
+        self.program.environment.push((name.into(), value.into()));
+    }
+
     /// Starts it.
     ///
     /// # Errors

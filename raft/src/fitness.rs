@@ -37,7 +37,8 @@ impl Group {
             let group = self.clone();
             asking.spawn(async move {
                 let (instance_id, address) = group.address_of(node)?;
-                let unfit = group.ask(&instance_id, &address).await.map_or_else(Some, |answer| judge(committed, &answer));
+                let unfit =
+                    group.ask(&instance_id, &address).await.map_or_else(Some, |answer| judge(committed, &answer));
                 Some(Other { instance_id, unfit })
             });
         }
@@ -78,7 +79,8 @@ mod tests {
 
     #[test]
     fn who_lags_or_knows_no_leader_cannot_carry_the_group() {
-        let answer = |leader_node, applied_index| pb::DescribeResponse { leader_node, applied_index, ..Default::default() };
+        let answer =
+            |leader_node, applied_index| pb::DescribeResponse { leader_node, applied_index, ..Default::default() };
         assert_eq!(judge(5000, &answer(1, 5000)), None);
         assert_eq!(judge(5000, &answer(1, 4000)), None, "that is on its way");
         assert_eq!(judge(5000, &answer(1, 6000)), None, "ahead of what is known here");

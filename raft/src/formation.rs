@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use crate::group::Group;
 use crate::network::peers::client_of_any;
 use crate::network::security::{ConnectError, PeerSecurity};
+use crate::state_machine::format;
 use crate::types::{MemberNode, NodeId};
 use crate::wire;
 
@@ -244,6 +245,7 @@ async fn join(group: &Group, own: &MemberNode, addrs: &[String], security: &Peer
             node_id: group.own_node(),
             node: Some(wire::to_node(own)),
             timeout_ms: u32::try_from(JOIN_DEADLINE.as_millis()).unwrap_or(u32::MAX),
+            format: format::supported(),
         };
         let mut client = client_of_any(security, &addr);
         last = match tokio::time::timeout(JOIN_DEADLINE + ASK_DEADLINE, client.join(request)).await {

@@ -186,9 +186,10 @@ impl Group {
         }
         match leads_next {
             Some(node) if node == id => Ok(()),
-            Some(node) => {
-                Err(MembershipError::AnotherLeads { asked: to.clone(), leads: self.instance_of(node).unwrap_or_default() })
-            }
+            Some(node) => Err(MembershipError::AnotherLeads {
+                asked: to.clone(),
+                leads: self.instance_of(node).unwrap_or_default(),
+            }),
             None => Err(MembershipError::Timeout { waited: timeout }),
         }
     }
@@ -220,10 +221,13 @@ impl Group {
                 Ok(_) => return Ok(()),
                 Err(WaitError::Timeout(..)) if Instant::now() < deadline => {}
                 Err(WaitError::Timeout(..)) => {
-                    let missing = goal.unwrap_or_default().saturating_sub(matched(&self.metrics(), id).unwrap_or_default());
+                    let missing =
+                        goal.unwrap_or_default().saturating_sub(matched(&self.metrics(), id).unwrap_or_default());
                     return Err(MembershipError::Behind { instance: to.clone(), missing });
                 }
-                Err(WaitError::ShuttingDown) => return Err(MembershipError::Refused("consensus has stopped".to_owned())),
+                Err(WaitError::ShuttingDown) => {
+                    return Err(MembershipError::Refused("consensus has stopped".to_owned()));
+                }
             }
         }
     }

@@ -7,6 +7,10 @@
 /// The environment variable that names the bug; without it, or empty, there is none.
 pub const VARIABLE: &str = "OPENCLAW_PLANTED_BUG";
 
+/// The environment variable that makes such a build the release after this one, for tests of updates: it reads one format more,
+/// and counts appended entries once that is active.
+pub const NEXT_FORMAT_VARIABLE: &str = "OPENCLAW_NEXT_FORMAT";
+
 /// A guarantee that can be broken on purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bug {
@@ -125,6 +129,12 @@ mod chosen {
         *chosen() == Ok(Some(bug))
     }
 
+    /// Whether this process is of the release after this one, as far as formats go: [`super::NEXT_FORMAT_VARIABLE`] is set.
+    pub fn next_format() -> bool {
+        static CHOSEN: OnceLock<bool> = OnceLock::new();
+        *CHOSEN.get_or_init(|| std::env::var_os(super::NEXT_FORMAT_VARIABLE).is_some_and(|value| !value.is_empty()))
+    }
+
     /// Says in the log which bug this process has.
     ///
     /// # Errors
@@ -147,6 +157,11 @@ mod chosen {
         false
     }
 
+    /// Whether this process is of the release after this one: never, in this build.
+    pub const fn next_format() -> bool {
+        false
+    }
+
     /// Nothing to say in this build.
     ///
     /// # Errors
@@ -156,7 +171,7 @@ mod chosen {
     }
 }
 
-pub use chosen::{announce, planted};
+pub use chosen::{announce, next_format, planted};
 
 #[cfg(test)]
 pub(crate) mod tests {

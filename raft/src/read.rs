@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use crate::group::Group;
 use crate::leadership;
 use crate::planted::{Bug, planted};
-use crate::state_machine::{TableError, read};
+use crate::state_machine::{TableError, format, read};
 use crate::storage::TableReader;
 
 /// Reads that may wait for the leader's word.
@@ -100,6 +100,14 @@ impl View {
     /// The disk's, or damaged rows.
     pub fn instances(&self) -> Result<Vec<state::Instance>, TableError> {
         read::instances(&self.tables)
+    }
+
+    /// The newest format that every instance reads.
+    ///
+    /// # Errors
+    /// The disk's, or damaged rows.
+    pub fn format(&self) -> Result<u32, TableError> {
+        format::active(&self.tables)
     }
 
     /// Who runs which channel account.

@@ -145,6 +145,7 @@ fn instance() -> Instance {
         registered_ms: 0,
         accounts: vec![],
         preferred: vec![],
+        format: 0,
     }
 }
 
@@ -261,6 +262,7 @@ fn commands() -> Vec<command::Kind> {
             previous_boot_id: "b1".to_owned(),
             accounts: vec![],
             preferred: vec![],
+            format: 0,
         }),
         command::Kind::RenewInstance(RenewInstance { instance_id: instance_id.clone(), epoch: 900, renewal: 18 }),
         command::Kind::ExpireInstance(ExpireInstance {
@@ -270,7 +272,12 @@ fn commands() -> Vec<command::Kind> {
             term: 4,
             max_attempts: 3,
         }),
-        command::Kind::SetDraining(SetDraining { instance_id: instance_id.clone(), epoch: 900, draining: true, alone: false }),
+        command::Kind::SetDraining(SetDraining {
+            instance_id: instance_id.clone(),
+            epoch: 900,
+            draining: true,
+            alone: false,
+        }),
         command::Kind::ForgetInstance(ForgetInstance { instance_id }),
         command::Kind::Sweep(Sweep { max_rows: 500 }),
         command::Kind::ReleaseLease(ReleaseLease { account: account(), fencing_token: 1000 }),
@@ -452,7 +459,7 @@ fn state() -> MemoryTables {
 #[test]
 fn snapshots_keep_their_bytes() {
     let tables = state();
-    let mut writer = SnapshotWriter::new(Vec::new(), b"meta of the caller").unwrap();
+    let mut writer = SnapshotWriter::new(Vec::new(), STATE_FORMAT_VERSION, b"meta of the caller").unwrap();
     writer.rows_of(&tables).unwrap();
     let (today, _) = writer.finish().unwrap();
     let stored = stored(&format!("snapshot.v{STATE_FORMAT_VERSION}"), &today);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use openclaw_proto::http::{Cluster, ErrorCode, Maintenance, Member, StateHash};
 use openclaw_proto::ids::{InstanceId, SessionKey};
-use openclaw_raft::{MembershipError, Node, Status};
+use openclaw_raft::{MembershipError, Node, Status, TableError};
 use tokio::sync::Semaphore;
 
 use crate::api::{ClusterError, ClusterStatus, ClusterView};
@@ -106,9 +106,8 @@ impl ClusterView for View {
             let status = self.node.status();
             // As this instance sees it: an operator asks above all when there is no quorum.
             let view = self.node.read_local();
-            let rows = view
-                .instances()
-                .map_err(|error| ClusterError { code: ErrorCode::Internal, message: error.to_string() })?;
+            let internal = |error: &TableError| ClusterError { code: ErrorCode::Internal, message: error.to_string() };
+            let rows = view.instances().map_err(|error| internal(&error))?;
             let now = rows.iter().map(|row| row.last_seen_ms).max().unwrap_or_default();
             let mut members: Vec<Member> = status
                 .members
@@ -138,6 +137,7 @@ impl ClusterView for View {
                 leader: status.leader.as_ref().map(|id| id.as_str().to_owned()),
                 term: status.term,
                 commit_index: status.committed_index,
+                format: view.format().map_err(|error| internal(&error))?,
                 members,
                 warnings: Self::warnings(&status),
             })

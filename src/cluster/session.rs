@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use openclaw_proto::state::{ExpireInstance, Instance, RegisterInstance, RenewInstance, SetDraining, command, outcome};
+use openclaw_raft::state_machine::format;
 use openclaw_raft::{Committed, Node, ProposeError, View};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
@@ -214,6 +215,7 @@ impl Keeper {
                 previous_boot_id: self.description.previous_boot_id.clone(),
                 accounts: self.description.accounts.clone(),
                 preferred: self.description.preferred.clone(),
+                format: format::supported(),
             });
             let asked = validity::now();
             let reason = match self.propose(command).await {

@@ -151,6 +151,7 @@ mod tests {
             leader: leader.map(str::to_owned),
             term,
             commit_index: 0,
+            format: 1,
             members: Vec::new(),
             warnings: Vec::new(),
         }

@@ -371,6 +371,8 @@ pub struct Cluster {
     pub leader: Option<String>,
     pub term: u64,
     pub commit_index: u64,
+    /// In which the state is written: the newest format that every instance reads.
+    pub format: u32,
     pub members: Vec<Member>,
     /// What an operator should know, such as a number of voters that tolerates no failure.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

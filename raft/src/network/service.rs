@@ -19,6 +19,7 @@ use super::peers::MAX_MESSAGE_BYTES;
 use super::security::PeerIdentity;
 use crate::group::Group;
 use crate::leadership;
+use crate::state_machine::format;
 use crate::types::{LogId, NodeId, TypeConfig, Vote};
 use crate::wire;
 
@@ -297,6 +298,11 @@ impl RaftService for Service {
             tracing::warn!(claimed = node.instance_id, %proven, "refused an instance under another's name");
             let text = format!("it calls itself {}, but its certificate is that of {proven}", node.instance_id);
             return Err(Status::permission_denied(text));
+        }
+        let active = format::active(&group.state().tables().1).map_err(|error| Status::internal(error.to_string()))?;
+        if let Some(why) = format::too_old(message.format, active) {
+            let result = Some(pb::join_response::Result::Refused(why));
+            return Ok(Response::new(pb::JoinResponse { cluster_id: group.cluster_id().as_str().to_owned(), result }));
         }
         let answer = group.join(message.node_id, wire::from_node(node), timeout(message.timeout_ms)).await;
         Ok(Response::new(answer))

@@ -5,12 +5,12 @@
 
 use openclaw_proto::ids::InstanceId;
 use openclaw_proto::state::{
-    Conflict, Done, ExpireInstance, ForgetInstance, Instance, InstanceRegistered, InstanceTaken, RegisterInstance, RenewInstance,
-    SetDraining, Stale, Turn, outcome,
+    Conflict, Done, ExpireInstance, ForgetInstance, Instance, InstanceRegistered, InstanceTaken, RegisterInstance,
+    RenewInstance, SetDraining, Stale, Turn, outcome,
 };
 
-use super::change::{Answer, Change};
-use super::{Event, Table, TableError, Tables, leases, limits, read, rendezvous, turns};
+use super::change::{Answer, Change, Halt};
+use super::{Event, Table, TableError, Tables, format, leases, limits, read, rendezvous, turns};
 
 pub(super) fn register<T: Tables + ?Sized>(change: &mut Change<'_, T>, command: &RegisterInstance) -> Answer {
     let instance_id = InstanceId::parse(command.instance_id.as_str())?;
@@ -19,6 +19,9 @@ pub(super) fn register<T: Tables + ?Sized>(change: &mut Change<'_, T>, command: 
     limits::at_most("http address", &command.http_addr, limits::MAX_LABEL_BYTES)?;
     limits::at_most("peer address", &command.peer_addr, limits::MAX_LABEL_BYTES)?;
     limits::at_most("version", &command.version, limits::MAX_LABEL_BYTES)?;
+    if let Some(why) = format::too_old(command.format, format::active(change.tables())?) {
+        return Err(Halt::Refused(why));
+    }
     leases::accounts(&command.accounts)?;
     leases::accounts(&command.preferred)?;
 
@@ -57,7 +60,9 @@ pub(super) fn register<T: Tables + ?Sized>(change: &mut Change<'_, T>, command: 
         registered_ms: change.now_ms,
         accounts: command.accounts.clone(),
         preferred: command.preferred.clone(),
+        format: command.format,
     });
+    format::raise(change)?;
     change.events.push(Event::InstanceLive { instance_id, epoch });
     let candidates = Candidates::read(change)?;
     turns::abandon(change, orphans, &candidates, turns::MAX_ATTEMPTS)?;

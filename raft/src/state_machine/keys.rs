@@ -8,6 +8,8 @@ const SEPARATOR: u8 = 0x00;
 ///
 /// [`Table::Marks`]: super::Table::Marks
 pub const CLOCK: &[u8] = b"now_ms";
+/// The format of the state, in the same table.
+pub const FORMAT: &[u8] = b"format";
 /// How far a sweep came, in the same table.
 pub const SWEEP: &[u8] = b"sweep";
 

@@ -8,6 +8,7 @@
 //! A command that is not understood or breaks a limit is refused with an outcome, and changes nothing.
 
 mod change;
+pub mod format;
 mod inbox;
 mod instances;
 pub mod keys;
@@ -29,6 +30,7 @@ use sha2::{Digest, Sha256};
 
 use change::{Answer, Change, Halt};
 
+pub use format::STATE_FORMAT_VERSION;
 pub use inbox::INBOX_RETENTION;
 pub use leases::MAX_CURSOR_BYTES;
 pub use limits::{
@@ -42,9 +44,6 @@ pub use retention::MAX_SWEEP_ROWS;
 pub use snapshot::{MAX_FRAME_BYTES, SnapshotError, SnapshotReader, SnapshotRow, SnapshotTotals, SnapshotWriter};
 pub use tables::{MemoryTables, Overlay, Row, Table, TableError, Tables, Write};
 pub use turns::{MAX_ATTEMPTS, TURN_RETENTION};
-
-/// Version of the rows and of the snapshot format. A store or snapshot of another version is not opened.
-pub const STATE_FORMAT_VERSION: u32 = 1;
 
 /// Where in the log a command stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -102,7 +101,8 @@ pub enum Event {
 /// # Errors
 /// [`TableError`] when the tables cannot be read or hold what no command wrote; never because of the command.
 pub fn decide(tables: &(impl Tables + ?Sized), at: LogPosition, command: &Command) -> Result<Decision, TableError> {
-    let Some(kind) = &command.kind else { return Ok(Decision::refused("the command is of no known kind")) };
+    // Those who know it would apply something else.
+    let Some(kind) = &command.kind else { return Err(TableError::UnknownCommand { index: at.index }) };
     let mut change = Change::begin(tables, at, command.now_ms)?;
     match answer(&mut change, kind) {
         Ok(kind) => {

@@ -9,7 +9,7 @@ use openclaw_proto::state::{
 
 use super::change::{Answer, Change, Halt};
 use super::inbox::{self, Seen};
-use super::{Table, Tables, keys, limits, turns};
+use super::{Table, Tables, format, keys, limits, turns};
 use crate::planted::{Bug, planted};
 
 pub(super) fn new(key: SessionKey, created_ms: u64) -> Session {
@@ -56,6 +56,7 @@ pub(super) fn append_entry<T: Tables + ?Sized>(change: &mut Change<'_, T>, comma
     let appended = append(change, &mut session, entry);
     change.put_session(&mut session);
     inbox.record(change, Stored::Appended(appended.clone()));
+    format::of_the_next_release(change)?;
     Ok(outcome::Kind::Appended(appended))
 }
 

@@ -16,7 +16,7 @@ use std::io::{self, Read, Write};
 
 use crc32fast::Hasher;
 
-use super::{STATE_FORMAT_VERSION, Table, TableError, Tables, read};
+use super::{Table, TableError, Tables, format, read};
 
 const MAGIC: [u8; 8] = *b"OCLWSNAP";
 
@@ -38,7 +38,7 @@ pub enum SnapshotError {
     Tables(#[from] TableError),
     #[error("not a snapshot: it begins with {found:02x?}")]
     Magic { found: [u8; 8] },
-    #[error("the snapshot has format version {found}; this release reads {STATE_FORMAT_VERSION}")]
+    #[error("the snapshot has format version {found}; this release reads up to {}", format::supported())]
     Version { found: u32 },
     #[error("the snapshot ends in the middle, after {rows} rows")]
     Truncated { rows: u64 },
@@ -105,17 +105,17 @@ pub struct SnapshotWriter<W> {
 }
 
 impl<W: Write> SnapshotWriter<W> {
-    /// Writes the header.
+    /// Writes the header, for rows of `format`.
     ///
     /// # Errors
     /// [`SnapshotError::Io`], or [`SnapshotError::FrameTooLarge`] for too long a meta.
-    pub fn new(to: W, meta: &[u8]) -> Result<Self, SnapshotError> {
+    pub fn new(to: W, format: u32, meta: &[u8]) -> Result<Self, SnapshotError> {
         let length = frame_bytes(meta.len(), 0, 0)?;
         let totals = SnapshotTotals { rows: 0, bytes: 0 };
         let mut writer = Self { to, total: Hasher::new(), order: Order::default(), totals };
         let mut head = Vec::with_capacity(16);
         head.extend_from_slice(&MAGIC);
-        head.extend_from_slice(&STATE_FORMAT_VERSION.to_be_bytes());
+        head.extend_from_slice(&format.to_be_bytes());
         head.extend_from_slice(&(length as u32).to_be_bytes());
         writer.checked(&[&head, meta])?;
         Ok(writer)
@@ -205,7 +205,7 @@ impl<R: Read> SnapshotReader<R> {
             return Err(SnapshotError::Magic { found: magic });
         }
         let version = u32::from_be_bytes(reader.array(&mut part)?);
-        if version != STATE_FORMAT_VERSION {
+        if !(1..=format::supported()).contains(&version) {
             return Err(SnapshotError::Version { found: version });
         }
         let length = frame_bytes(u32::from_be_bytes(reader.array(&mut part)?) as usize, 0, 0)?;
@@ -322,6 +322,7 @@ struct Part(Hasher);
 
 #[cfg(test)]
 mod tests {
+    use super::super::STATE_FORMAT_VERSION;
     use super::super::{MemoryTables, Write as TableWrite};
     use super::*;
 
@@ -339,7 +340,7 @@ mod tests {
     }
 
     fn written(tables: &MemoryTables) -> Vec<u8> {
-        let mut writer = SnapshotWriter::new(Vec::new(), b"meta").unwrap();
+        let mut writer = SnapshotWriter::new(Vec::new(), STATE_FORMAT_VERSION, b"meta").unwrap();
         writer.rows_of(tables).unwrap();
         let (bytes, totals) = writer.finish().unwrap();
         assert_eq!(totals.bytes, bytes.len() as u64);
@@ -402,7 +403,7 @@ mod tests {
 
     /// A header and whatever frame follows it, with the frame's checksum right.
     fn with_frame(frame: &[u8]) -> Vec<u8> {
-        let (mut bytes, _) = SnapshotWriter::new(Vec::new(), b"meta").unwrap().finish().unwrap();
+        let (mut bytes, _) = SnapshotWriter::new(Vec::new(), STATE_FORMAT_VERSION, b"meta").unwrap().finish().unwrap();
         bytes.truncate(bytes.len() - 17);
         bytes.extend_from_slice(frame);
         bytes.extend_from_slice(&crc32fast::hash(frame).to_be_bytes());
@@ -415,7 +416,7 @@ mod tests {
             let frame = [&[1][..], &key.to_be_bytes(), &value.to_be_bytes()].concat();
             assert!(matches!(restored(&with_frame(&frame)), Err(SnapshotError::FrameTooLarge { .. })));
         }
-        let mut writer = SnapshotWriter::new(Vec::new(), b"").unwrap();
+        let mut writer = SnapshotWriter::new(Vec::new(), STATE_FORMAT_VERSION, b"").unwrap();
         let error = writer.row(Table::Marks, b"k", &vec![0; MAX_FRAME_BYTES]).unwrap_err();
         assert!(matches!(error, SnapshotError::FrameTooLarge { .. }));
     }
@@ -431,7 +432,7 @@ mod tests {
         for (first, second) in
             [((Table::Turns, b"a"), (Table::Turns, b"a")), ((Table::Turns, b"a"), (Table::Entries, b"b"))]
         {
-            let mut writer = SnapshotWriter::new(Vec::new(), b"meta").unwrap();
+            let mut writer = SnapshotWriter::new(Vec::new(), STATE_FORMAT_VERSION, b"meta").unwrap();
             writer.row(first.0, first.1, b"").unwrap();
             let error = writer.row(second.0, second.1, b"").unwrap_err();
             assert!(matches!(error, SnapshotError::OutOfOrder { rows: 1 }), "{error}");

@@ -99,6 +99,8 @@ impl Table {
 pub enum TableError {
     #[error("read table {table}: {source}")]
     Storage { table: &'static str, source: Box<dyn Error + Send + Sync> },
+    #[error("log entry {index} is of a kind that only a later release knows: install the release that the others have")]
+    UnknownCommand { index: u64 },
     /// A row that no command can have written.
     #[error("table {table} is damaged at key {key}: {reason}")]
     Damaged { table: &'static str, key: String, reason: String },

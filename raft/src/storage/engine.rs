@@ -22,7 +22,7 @@ use tokio::sync::oneshot;
 
 use super::keys;
 use crate::planted::{Bug, planted};
-use crate::state_machine::{STATE_FORMAT_VERSION, Table};
+use crate::state_machine::{Table, format};
 use crate::types::TypeConfig;
 
 /// Why a data directory cannot be used.
@@ -296,14 +296,14 @@ fn check_format(db: &DB, dir: &Path) -> Result<(), OpenError> {
     let meta = family(db, keys::META).map_err(|error| damaged(error.to_string()))?;
     match db.get_cf(meta, keys::FORMAT_VERSION).map_err(|error| OpenError::of(dir, error))? {
         None => db
-            .put_cf(meta, keys::FORMAT_VERSION, STATE_FORMAT_VERSION.to_be_bytes())
+            .put_cf(meta, keys::FORMAT_VERSION, format::FIRST.to_be_bytes())
             .map_err(|error| OpenError::of(dir, error)),
         Some(bytes) => {
             let found = <[u8; 4]>::try_from(&*bytes)
                 .map(u32::from_be_bytes)
                 .map_err(|_| damaged(format!("its format version has {} bytes", bytes.len())))?;
-            if found > STATE_FORMAT_VERSION {
-                let supported = STATE_FORMAT_VERSION;
+            let supported = format::supported();
+            if found > supported {
                 return Err(OpenError::NewerFormat { dir: dir.to_owned(), found, supported });
             }
             Ok(())

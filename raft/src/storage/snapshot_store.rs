@@ -16,7 +16,7 @@ use rocksdb::{DB, Direction, IteratorMode, ReadOptions};
 use tokio::sync::oneshot;
 
 use crate::planted::{Bug, planted};
-use crate::state_machine::{SnapshotReader, SnapshotRow, SnapshotWriter, Table};
+use crate::state_machine::{SnapshotReader, SnapshotRow, SnapshotWriter, Table, format, keys};
 use crate::types::SnapshotMeta;
 use crate::wire;
 
@@ -194,7 +194,10 @@ impl SnapshotStore {
     ) -> io::Result<SnapshotFile> {
         let header = wire::to_snapshot_meta(meta).encode_to_vec();
         let file = BufWriter::with_capacity(BUFFER_BYTES, File::create_new(path)?);
-        let mut writer = SnapshotWriter::new(file, &header).map_err(io::Error::other)?;
+        let marks = db.cf_handle(Table::Marks.name()).ok_or_else(|| io::Error::other("no such column family"))?;
+        let mark = view.get_cf(marks, [&prefix[..], keys::FORMAT].concat()).map_err(io::Error::other)?;
+        let format = format::active_by(mark.as_deref()).map_err(io::Error::other)?;
+        let mut writer = SnapshotWriter::new(file, format, &header).map_err(io::Error::other)?;
         for table in Table::ALL {
             let family = db.cf_handle(table.name()).ok_or_else(|| io::Error::other("no such column family"))?;
             let mut options = ReadOptions::default();

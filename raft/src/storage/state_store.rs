@@ -21,7 +21,10 @@ use super::log_store::read_meta;
 use super::snapshot_store::{SnapshotFile, SnapshotStore};
 use crate::command;
 use crate::planted::{Bug, planted};
-use crate::state_machine::{self, Decision, Event, LogPosition, Overlay, Row, Table, TableError, Tables, Write};
+use crate::state_machine::keys::FORMAT;
+use crate::state_machine::{
+    self, Decision, Event, LogPosition, Overlay, Row, Table, TableError, Tables, Write, format,
+};
 use crate::types::{Applied, LogId, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::wire;
 
@@ -261,8 +264,12 @@ impl StateStore {
             writes.retain(|write| write.table != Table::Inbox);
         }
         let mut batch = WriteBatch::default();
-        tables.put(&mut batch, writes).map_err(io::Error::other)?;
         let meta = self.engine.family(keys::META)?;
+        if let Some(mark) = writes.iter().find(|write| write.table == Table::Marks && write.key == FORMAT) {
+            let format = format::active_by(mark.value.as_deref()).map_err(io::Error::other)?;
+            batch.put_cf(meta, keys::FORMAT_VERSION, readable(format)?.to_be_bytes());
+        }
+        tables.put(&mut batch, writes).map_err(io::Error::other)?;
         let applied = wire::to_snapshot_meta(&self.meta()).encode_to_vec();
         batch.put_cf(meta, keys::meta(self.group, Meta::Applied), applied);
         // Not waited for: the log entries that it came from are on disk, and come first in the same write-ahead log.
@@ -274,6 +281,11 @@ impl StateStore {
         }
         Ok(())
     }
+}
+
+/// The same format, if this process reads it: what follows in the log may have another meaning than it would see.
+fn readable(format: u32) -> io::Result<u32> {
+    format::too_old(format::supported(), format).map_or(Ok(format), |why| Err(io::Error::other(why)))
 }
 
 fn read_generation(engine: &Engine, group: GroupId) -> io::Result<u32> {
@@ -395,6 +407,8 @@ impl RaftStateMachine<TypeConfig> for StateStore {
         let applied = wire::to_snapshot_meta(meta).encode_to_vec();
         batch.put_cf(family, keys::meta(self.group, Meta::Applied), applied);
         batch.put_cf(family, keys::meta(self.group, Meta::Generation), new.to_be_bytes());
+        let format = format::active(&tables).map_err(io::Error::other)?;
+        batch.put_cf(family, keys::FORMAT_VERSION, readable(format)?.to_be_bytes());
         engine::write(self.engine.db(), batch)?;
         self.engine.sync().await?;
 

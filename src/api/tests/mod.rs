@@ -142,6 +142,7 @@ impl ClusterView for FakeCluster {
                 leader: None,
                 term: 1,
                 commit_index: 0,
+                format: 1,
                 members: Vec::new(),
                 warnings: Vec::new(),
             })

@@ -181,6 +181,7 @@ pub(super) mod tests {
             leader: Some("node-1".into()),
             term: 3,
             commit_index: 1204,
+            format: 1,
             members: vec![
                 member("node-1", MemberRole::Leader, Some(1204), true, Some(120)),
                 member("node-2", MemberRole::Follower, Some(1200), true, Some(340)),

@@ -1,5 +1,6 @@
 use openclaw_proto::state::{Done, ForgetInstance, InstanceRegistered, InstanceTaken, Stale, TurnState};
 
+use super::super::format;
 use super::*;
 
 const DONE: Outcome = Outcome::Done(Done {});
@@ -206,4 +207,48 @@ fn only_an_instance_that_is_gone_is_forgotten() {
     assert_eq!(machine.apply(forget("n1")), DONE);
     assert_eq!(read::instances(&machine.tables).unwrap(), []);
     assert_eq!(machine.apply(forget("n1")), DONE);
+}
+
+fn of_format(instance: &str, boot_id: &str, previous_boot_id: &str, format: u32) -> Kind {
+    Kind::RegisterInstance(RegisterInstance { format, ..register_command(instance, boot_id, previous_boot_id) })
+}
+
+#[test]
+fn the_state_moves_to_the_newest_format_that_all_instances_read_and_never_back() {
+    let active = |machine: &Machine| format::active(&machine.tables).unwrap();
+    let mut machine = Machine::with(&["n1", "n2", "n3"]);
+    assert_eq!(active(&machine), 1);
+    machine.apply(of_format("n1", "b2", "boot-1", 2));
+    machine.apply(of_format("n2", "b2", "boot-1", 3));
+    // One that is down is counted: it may come back as it was.
+    let epoch = machine.instance("n3").epoch;
+    machine.apply(expire("n3", epoch, 0, 1, 3));
+    assert_eq!(active(&machine), 1);
+    machine.apply(of_format("n3", "b2", "", 2));
+    assert_eq!(active(&machine), 2);
+    let refused = machine.refused(of_format("n3", "b3", "b2", 1));
+    assert!(refused.contains("uses format 2") && refused.contains("install"), "{refused}");
+    machine.apply(of_format("n1", "b3", "b2", 3));
+    assert_eq!(active(&machine), 2);
+    machine.apply(of_format("n3", "b4", "b2", 3));
+    assert_eq!(active(&machine), 3);
+}
+
+#[test]
+fn of_two_that_would_drain_alone_one_does() {
+    let mut machine = Machine::with(&["n1", "n2"]);
+    let alone = |machine: &Machine, instance: &str| {
+        let epoch = machine.instance(instance).epoch;
+        Kind::SetDraining(SetDraining { instance_id: instance.into(), epoch, draining: true, alone: true })
+    };
+    let (first, second) = (alone(&machine, "n1"), alone(&machine, "n2"));
+    assert_eq!(machine.apply(first.clone()), DONE);
+    assert_eq!(machine.apply(first), DONE, "it is the one");
+    assert!(matches!(machine.apply(second.clone()), Outcome::Conflict(_)));
+    assert!(!machine.instance("n2").draining);
+    let epoch = machine.instance("n1").epoch;
+    machine.apply(drain("n1", epoch, false));
+    assert_eq!(machine.apply(second), DONE);
+    machine.apply(drain("n1", epoch, true));
+    assert!(machine.instance("n1").draining, "a process that ends does not ask");
 }

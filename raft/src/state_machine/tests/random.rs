@@ -731,7 +731,7 @@ proptest! {
         }
         prop_assert_eq!(&batched, &tables);
 
-        let mut writer = SnapshotWriter::new(Vec::new(), b"").unwrap();
+        let mut writer = SnapshotWriter::new(Vec::new(), super::super::STATE_FORMAT_VERSION, b"").unwrap();
         writer.rows_of(&tables).unwrap();
         let (bytes, _) = writer.finish().unwrap();
         let mut reader = SnapshotReader::new(&*bytes).unwrap();

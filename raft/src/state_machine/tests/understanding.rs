@@ -1,6 +1,6 @@
 //! What is not understood, or breaks a limit, is refused alike everywhere.
 
-use openclaw_proto::state::{ForgetInstance, Refused, TurnState};
+use openclaw_proto::state::{ForgetInstance, TurnState};
 
 use super::super::{
     MAX_ERROR_CODE_BYTES, MAX_EXTERNAL_ID_BYTES, MAX_MODEL_BYTES, MAX_TEXT_BYTES, Table, TableError, Write,
@@ -8,11 +8,10 @@ use super::super::{
 use super::*;
 
 #[test]
-fn a_command_of_unknown_kind_is_refused() {
-    let at = LogPosition { index: 1, term: 1 };
-    let decision = decide(&MemoryTables::default(), at, &Command { now_ms: 5, kind: None }).unwrap();
-    assert_eq!(decision.writes, []);
-    assert!(matches!(decision.outcome.kind, Some(Outcome::Refused(Refused { .. }))));
+fn a_command_of_unknown_kind_stops_whoever_does_not_know_it() {
+    let at = LogPosition { index: 7, term: 1 };
+    let error = decide(&MemoryTables::default(), at, &Command { now_ms: 5, kind: None }).unwrap_err();
+    assert!(matches!(error, TableError::UnknownCommand { index: 7 }), "{error}");
 }
 
 #[test]
