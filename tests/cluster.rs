@@ -526,3 +526,96 @@ async fn an_instance_in_maintenance_ends_its_turns_and_gives_new_ones_away() -> 
     })
     .await
 }
+
+/// Runs a command that is to be refused, asking one instance: its exit code, and what it says of why.
+async fn refused(cluster: &Cluster, index: usize, arguments: &[&str]) -> Result<(Option<i32>, String)> {
+    let url = format!("http://{}", cluster.instances()[index].http);
+    let command = tokio::process::Command::new(env!("CARGO_BIN_EXE_openclaw"))
+        .args(arguments)
+        .args(["--url", &url])
+        .kill_on_drop(true)
+        .output();
+    let output = within("a command", command).await?.context("run the command line")?;
+    Ok((output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned()))
+}
+
+#[tokio::test]
+async fn an_instance_that_is_needed_does_not_go_into_maintenance() -> Result<()> {
+    run(options(), async |cluster| {
+        let leader = cluster.leader(SOON).await?;
+        let (down, needed) = ((leader + 1) % 3, (leader + 2) % 3);
+        cluster.instance(down).process.kill()?;
+        let (exit, said) = refused(cluster, needed, &["maintenance", "on", "--timeout", "1"]).await?;
+        let why = format!("without node-{} there would be no quorum (2 of 3 voters): node-{}", needed + 1, down + 1);
+        assert_eq!(exit, Some(4), "{said}");
+        assert!(said.contains(&why) && said.contains("nothing was changed"), "{said}");
+        assert!(clients(cluster)[needed].is_ready().await);
+
+        // It waits for the other to be back, and then goes by itself.
+        cluster.start_one(down)?;
+        let drained = operate(cluster, needed, &["maintenance", "on"]).await?;
+        assert_eq!(drained["drained"], true);
+        // Only one at a time, though the others would still be enough to commit.
+        let (exit, said) = refused(cluster, leader, &["maintenance", "on", "--timeout", "0"]).await?;
+        assert_eq!(exit, Some(4), "{said}");
+        assert!(said.contains(&format!("node-{} drains itself", needed + 1)), "{said}");
+        operate(cluster, leader, &["maintenance", "on", "--force"]).await?;
+        // A restart ends it.
+        let process = &mut cluster.instance(needed).process;
+        process.terminate()?;
+        assert!(process.wait_exit(SOON).await?.success());
+        cluster.start_one(needed)?;
+        cluster.instance(needed).wait_ready(SOON).await?;
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn an_instance_that_stops_finishes_what_runs_on_it() -> Result<()> {
+    run(options(), async |cluster| {
+        let clients = clients(cluster);
+        let stopped = cluster.leader(SOON).await?;
+        let talk = session("long")?;
+        let mut reader = Reader::start(&clients, stopped, &say(&talk, &count()), &key("long")?).await?;
+        reader.read_deltas(5, soon()).await?;
+        cluster.instance(stopped).process.terminate()?;
+        // Meanwhile it serves, and others lead and run what is new.
+        let elsewhere = clients[stopped].chat(&say(&session("new")?, "hello"), &key("new")?).await.ok()?;
+        assert_ne!(elsewhere.instance_id, cluster.instance(stopped).id.as_str());
+        let answer = reader.finish(soon()).await?;
+        check_count(&answer);
+        assert_eq!((answer.restarts, answer.reconnects), (0, 0), "the stream was not broken: {answer:?}");
+        assert!(cluster.instance(stopped).process.wait_exit(SOON).await?.success());
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn what_does_not_end_in_time_is_handed_over_at_once() -> Result<()> {
+    let lease = Duration::from_secs(20);
+    let options = options().settings(|settings| {
+        settings.gateway.shutdown.lame_duck = Duration::ZERO;
+        settings.gateway.shutdown.drain = Duration::from_millis(500);
+        // So long that only a hand-over explains how soon the turn goes on.
+        settings.cluster.lease.wait = lease;
+    });
+    run(options, async |cluster| {
+        let clients = clients(cluster);
+        let stopped = cluster.leader(SOON).await?;
+        let talk = session("long")?;
+        let mut reader = Reader::start(&clients, stopped, &say(&talk, &count()), &key("long")?).await?;
+        reader.read_deltas(5, soon()).await?;
+        let begin = Instant::now();
+        let process = &mut cluster.instance(stopped).process;
+        process.terminate()?;
+        assert!(process.wait_exit(SOON).await?.success());
+        let answer = reader.finish(soon()).await?;
+        check_count(&answer);
+        assert!(answer.restarts == 1 && answer.reconnects >= 1, "begun again elsewhere: {answer:?}");
+        assert!(begin.elapsed() < lease, "after {:?}", begin.elapsed());
+        Ok(())
+    })
+    .await
+}

@@ -34,6 +34,7 @@ const REQUEST: Duration = Duration::from_secs(20);
 /// What a client waits for an answer that may never come, and a test for something that must not happen.
 const PATIENCE: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(20);
+const LOOKS: usize = 50;
 /// Runs in which a bug may stay unseen.
 const SEEDS: u64 = 3;
 
@@ -214,8 +215,12 @@ async fn write_in_a_minority(cluster: &mut Cluster, _: u64) -> Result<Vec<String
     let alone = (cluster.leader(SOON).await? + 1) % 3;
     let client = clients(cluster)[alone].with_timeout(PATIENCE);
     cluster.network()?.isolate(alone)?;
+    // For several looks: an answer that is late for another reason, or a leader that is just being elected, says nothing.
     retried(async || {
-        ensure!(!client.is_ready().await, "it has not noticed the cut");
+        for _ in 0..LOOKS {
+            ensure!(!client.is_ready().await, "it has not noticed the cut");
+            tokio::time::sleep(POLL).await;
+        }
         Ok(())
     })
     .await?;

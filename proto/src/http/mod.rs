@@ -371,12 +371,17 @@ pub struct Cluster {
     pub leader: Option<String>,
     pub term: u64,
     pub commit_index: u64,
-    /// In which the state is written: the newest format that every instance reads.
+    /// In which the state is written: the newest format that every instance reads. Absent from releases that knew only one.
+    #[serde(default = "first_format")]
     pub format: u32,
     pub members: Vec<Member>,
     /// What an operator should know, such as a number of voters that tolerates no failure.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+}
+
+fn first_format() -> u32 {
+    1
 }
 
 /// `GET /api/v1/cluster/state-hash`: what the answering instance holds. Where `appliedIndex` is the same, so is `sha256`.
