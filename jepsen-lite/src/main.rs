@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use jepsen_lite::commands::{
-    Common, Report, bench, channels, durability, failover, footprint, list, replay, report, run, suite, turns,
+    Common, Report, bench, channels, durability, failover, footprint, list, replay, report, rolling, run, suite, turns,
 };
 use jepsen_lite::fakes;
 use jepsen_lite::lab::enter::{self, Entered};
@@ -41,6 +41,8 @@ enum Command {
     Turns(turns::Options),
     /// Kill, pause, cut off or relieve the owner of a bot on Telegram or Discord under a stream of messages; each gets one answer
     Channels(channels::Options),
+    /// Replace every instance again and again under load through a balancer; count what clients noticed
+    Rolling(rolling::Options),
     /// Idle memory, time from start to serving, size of the binary
     Footprint(footprint::Options),
     /// Serve a model provider, or Telegram's Bot API, that is not one: real HTTP, every failure on request
@@ -59,6 +61,7 @@ impl Command {
             Self::Bench(options) => Some(&options.common),
             Self::Turns(options) => Some(&options.common),
             Self::Channels(options) => Some(&options.common),
+            Self::Rolling(options) => Some(&options.common),
             Self::Footprint(options) => Some(&options.common),
             Self::List | Self::Report(_) | Self::Fake(_) => None,
         }
@@ -99,6 +102,7 @@ async fn run_command(command: Command) -> ExitCode {
         Command::Bench(options) => bench::run(options).await.map(said),
         Command::Turns(options) => turns::run(options).await.map(said),
         Command::Channels(options) => channels::run(options).await.map(said),
+        Command::Rolling(options) => rolling::run(options).await.map(said),
         Command::Footprint(options) => footprint::run(options).await.map(said),
         Command::Fake(options) => fakes::cli::run(options).await.map(|()| (String::new(), Outcome::Passed)),
     };

@@ -11,6 +11,7 @@ pub mod footprint;
 pub mod list;
 pub mod replay;
 pub mod report;
+pub mod rolling;
 pub mod run;
 pub mod suite;
 pub mod turns;

@@ -6,6 +6,7 @@
 
 mod balancer;
 mod opener;
+pub mod program;
 pub mod proxies;
 
 use std::time::Duration;
