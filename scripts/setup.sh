@@ -2,8 +2,9 @@
 # Brings a Debian or Ubuntu machine that has Rust to where this repository builds. Quick when all is there.
 #
 #   scripts/setup.sh           the C++ compiler and libclang, and RocksDB (about 15 minutes of two cores, once per machine)
-#   scripts/setup.sh --tests   also what tests use: a browser with its driver, Nginx, Node, Python's openai package, and what
-#                              disks and clocks go wrong with (e2fsprogs, xfsprogs, strace, libfaketime) and networks are made of
+#   scripts/setup.sh --tests   also what tests use: a browser with its driver, Nginx, Node, Python's openai package, what
+#                              disks and clocks go wrong with (e2fsprogs, xfsprogs, strace, libfaketime) and networks are made of,
+#                              and what reads the files of deploy/ (HAProxy, Prometheus, systemd-analyze)
 #   scripts/setup.sh --bench   also etcd, which `cargo jepsen bench --etcd /usr/bin/etcd` measures beside us
 set -euo pipefail
 source "$(dirname "$0")/env.sh"
@@ -46,6 +47,10 @@ if [ -n "$tests" ]; then
   has chromium || need chromium
   has chromedriver || need chromium-driver
   has nginx || need nginx
+  exists '/usr/lib/nginx/modules/ngx_stream_module.so' || need libnginx-mod-stream
+  has haproxy || need haproxy
+  { has prometheus && has promtool; } || need prometheus
+  has systemd-analyze || need systemd
   has node || need nodejs
   has ip || need iproute2
   has nft || need nftables

@@ -16,6 +16,7 @@ fn published(name: &str) -> String {
 
 fn nginx() -> Option<Command> {
     if Command::new("nginx").arg("-v").stderr(Stdio::null()).status().is_err() {
+        assert!(std::env::var_os("CI").is_none(), "nginx is not installed, and CI needs it");
         eprintln!("skipped: nginx is not installed");
         return None;
     }
@@ -37,8 +38,11 @@ fn write_config(dir: &Path, http: &str, main: &str) -> std::path::PathBuf {
     let temp = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .map(|kind| format!("{kind}_temp_path {}/{kind};\n", dir.display()))
         .concat();
+    // Debian keeps the stream module in a file of its own, which its nginx.conf loads.
+    let module = Path::new("/usr/lib/nginx/modules/ngx_stream_module.so");
+    let load = if module.exists() { format!("load_module {};\n", module.display()) } else { String::new() };
     let config = format!(
-        "worker_processes 1;\npid {}/pid;\nerror_log stderr;\nevents {{}}\nhttp {{\naccess_log off;\n{temp}{http}\n}}\n{main}\n",
+        "{load}worker_processes 1;\npid {}/pid;\nerror_log stderr;\nevents {{}}\nhttp {{\naccess_log off;\n{temp}{http}\n}}\n{main}\n",
         dir.display()
     );
     let path = dir.join("nginx.conf");
@@ -68,6 +72,7 @@ fn nginx_accepts_the_stream_file() {
     let output = nginx.arg("-t").arg("-c").arg(write_config(dir.path(), "", &stream)).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     if said.contains("unknown directive \"stream\"") {
+        assert!(std::env::var_os("CI").is_none(), "this nginx has no stream module, and CI needs it");
         eprintln!("skipped: this nginx has no stream module (Debian: libnginx-mod-stream)");
         return;
     }

@@ -305,6 +305,12 @@ impl Node {
         self.group.status()
     }
 
+    /// Whether the task at the core of consensus works through what it is given: false once it has ended. Needs neither a
+    /// quorum nor the disk, and waits for as long as it takes.
+    pub async fn answers(&self) -> bool {
+        self.group.raft().with_raft_state(|_| ()).await.is_ok()
+    }
+
     pub fn counters(&self) -> &Counters {
         &self.counters
     }

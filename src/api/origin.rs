@@ -60,6 +60,11 @@ impl Allowed {
         if self.origins.contains(&origin) {
             return Ok(Verdict::CrossOrigin(origin));
         }
+        // A proxy that passes `Host` on without its port makes the comparison below fail. The browser itself knows whether the
+        // page is of the address that it asks, and says so where it trusts the way there: no page can write this header.
+        if one(headers, &SEC_FETCH_SITE)?.as_deref() == Some("same-origin") {
+            return Ok(Verdict::SameOrigin);
+        }
         let authority = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
         match (authority, host) {
             // Whether the page came over TLS is not known here: a proxy may have ended it.
@@ -177,6 +182,22 @@ mod tests {
         ] {
             assert_eq!(verdict(true, "localhost:3000", Some(origin)), Err(ErrorCode::ForbiddenOrigin), "{origin}");
         }
+    }
+
+    #[test]
+    fn behind_a_proxy_that_drops_the_port_the_browser_says_that_a_page_is_ours() {
+        let check = |site: &str, host: &str, has_token| {
+            let mut headers = HeaderMap::new();
+            headers.insert(HOST, host.parse().unwrap());
+            headers.insert(ORIGIN, "http://localhost:3000".parse().unwrap());
+            headers.insert(SEC_FETCH_SITE, site.parse().unwrap());
+            Allowed::new(&[], has_token).check(Version::HTTP_11, &Uri::from_static("/api/v1/chat"), &headers).is_ok()
+        };
+        assert!(check("same-origin", "localhost", false));
+        // Another port of the same machine, another site, and a name that was pointed at this machine.
+        assert!(!check("same-site", "localhost", true));
+        assert!(!check("cross-site", "localhost", true));
+        assert!(!check("same-origin", "evil.example", false));
     }
 
     #[test]

@@ -40,6 +40,7 @@ use crate::cluster::{expiry, placement, session};
 use crate::maintenance;
 use crate::metrics::Metrics;
 use crate::models::Models;
+use crate::service_manager;
 use crate::sessions::commands::Commander;
 use crate::sessions::live::{self, Hub};
 use crate::sessions::relay::{self, PeerRelay};
@@ -173,6 +174,13 @@ impl App {
         workers.spawn(placement::run(node.clone(), config.cluster.failback.after, tasks.clone()));
         workers.spawn(maintenance::sweep(node.clone(), tasks.clone()));
         workers.spawn(watch_raft(node.clone(), metrics.clone(), tasks.clone()));
+        // Answered by the event loop and by consensus: what else may be wrong is not cured by starting again.
+        let core = node.clone();
+        let progress = move || {
+            let core = core.clone();
+            async move { core.answers().await }
+        };
+        workers.spawn(service_manager::watchdog(progress, tasks.clone()));
         let (until, registering) = (tasks.clone(), session.clone());
         workers.spawn(async move {
             // Before its own registration is applied here, the state still names the process before it: a turn run under
@@ -284,6 +292,7 @@ impl App {
         let signal_error = |error: io::Error| Stopped::Fatal(format!("signals cannot be watched: {error}"));
         let mut terminate = signal(SignalKind::terminate()).map_err(signal_error)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(signal_error)?;
+        service_manager::serving();
         tokio::select! {
             _ = terminate.recv() => tracing::info!("asked to stop (SIGTERM)"),
             _ = interrupt.recv() => tracing::info!("asked to stop (SIGINT)"),
@@ -312,6 +321,7 @@ impl App {
 
     async fn stop(mut self) {
         let deadline = Instant::now() + self.shutdown.drain;
+        service_manager::stopping();
         self.readiness.stop();
         if self.node.status().voter_count() > 1 {
             // Balancers that look at health need a moment to see it; others go by connections that are refused.
