@@ -54,6 +54,24 @@ async fn operators_reach_the_cluster() {
 }
 
 #[tokio::test]
+async fn the_overview_is_for_token_holders_and_its_series_for_who_asks() {
+    let instance = Setup::new(Paced::new(1)).with_token().one();
+    let ask = async |path: &str, token: bool| {
+        let request = Request::get(path);
+        let request = if token { request.header(AUTHORIZATION, format!("Bearer {TOKEN}")) } else { request };
+        instance.send(request, Body::empty()).await
+    };
+    assert_eq!(ask("/api/v1/overview", false).await.status(), StatusCode::UNAUTHORIZED);
+    let overview = body(ask("/api/v1/overview", true).await).await;
+    assert_eq!((&overview["instanceId"], overview.get("series")), (&json!("node-1"), None));
+    let overview = body(ask("/api/v1/overview?series=true", true).await).await;
+    assert_eq!(overview["series"]["stepMs"], 5_000);
+    let misspelt = ask("/api/v1/overview?serie=true", true).await;
+    assert_eq!(misspelt.status(), StatusCode::BAD_REQUEST);
+    assert!(body(misspelt).await["error"]["message"].as_str().unwrap().contains("serie"));
+}
+
+#[tokio::test]
 async fn metrics_are_for_this_machine_and_token_holders() {
     let instance = Setup::new(Paced::new(1)).with_token().one();
     let ask = async |peer: [u8; 4], header: Option<(&str, String)>| {
