@@ -211,6 +211,7 @@ pub fn router(gateway: Gateway) -> Router {
         // Its secret is its own.
         .route("/api/v1/webhooks/telegram/{account}", post(channels::telegram_webhook))
         .route("/", get(webchat::page))
+        .route("/cluster", get(webchat::dashboard))
         .route("/{asset}", get(webchat::asset))
         .route("/api/v1/openapi.json", get(openapi::get))
         .route("/api/v1/health", get(health::ready))

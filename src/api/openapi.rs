@@ -84,7 +84,7 @@ mod tests {
     const ALIASES: [&str; 7] =
         ["/health", "/healthz", "/ready", "/readyz", "/metrics", "/api/v1/health", "/v1/models/{*id}"];
     /// Files, not interface.
-    const FILES: [&str; 2] = ["/", "/{asset}"];
+    const FILES: [&str; 3] = ["/", "/cluster", "/{asset}"];
 
     #[test]
     fn every_route_is_documented() {

@@ -103,6 +103,10 @@ async fn the_page_is_served_with_a_policy_and_a_tag() {
     let again =
         instance.send(Request::get("/").header("if-none-match", format!("W/{tag}, \"x\"")), Body::empty()).await;
     assert_eq!(again.status(), StatusCode::NOT_MODIFIED);
+    let dashboard = instance.get("/cluster").await;
+    assert_eq!(dashboard.headers()["content-security-policy"], page.headers()["content-security-policy"]);
+    assert_eq!(dashboard.headers()[CONTENT_TYPE], "text/html; charset=utf-8");
+    assert_eq!(instance.get("/cluster.html").await.status(), StatusCode::NOT_FOUND);
     assert_eq!(instance.get("/app.js").await.headers()[CONTENT_TYPE], "text/javascript; charset=utf-8");
     assert_eq!(instance.get("/nothing.js").await.status(), StatusCode::NOT_FOUND);
     assert_eq!(instance.get("/api/v1/openapi.json").await.status(), StatusCode::OK);
