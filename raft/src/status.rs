@@ -1,6 +1,6 @@
 //! What an instance knows of its cluster, for operators and for readiness.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use openclaw_proto::http::MemberRole;
 use openclaw_proto::ids::InstanceId;
@@ -33,6 +33,8 @@ pub struct Status {
     pub snapshot_index: u64,
     /// A leader that is known to be there: this instance, heard by a quorum, or another, heard by this one.
     pub has_quorum: bool,
+    /// When another instance was last heard as the leader.
+    pub heard: Option<Instant>,
     pub members: Vec<Member>,
     pub(crate) leader_node: Option<NodeId>,
     pub(crate) own_node: NodeId,
@@ -112,6 +114,7 @@ impl Status {
             applied_index: index(&metrics.last_applied),
             snapshot_index: index(&metrics.snapshot),
             has_quorum: has_quorum(metrics, contact, silence),
+            heard: contact.last(),
             members,
             leader_node: metrics.current_leader,
             own_node: metrics.id,

@@ -21,6 +21,7 @@ mod metrics;
 mod openai;
 mod openapi;
 mod origin;
+mod overview;
 pub mod server;
 mod sessions;
 mod sse;
@@ -30,6 +31,7 @@ mod webchat;
 pub use channels::ChannelView;
 pub use cluster::{ClusterError, ClusterStatus, ClusterView};
 pub use error::ApiError;
+pub use overview::OverviewView;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -78,6 +80,7 @@ pub struct Parts {
     pub agents: Agents,
     pub cluster: Arc<dyn ClusterView>,
     pub channels: Arc<dyn ChannelView>,
+    pub overview: Arc<dyn OverviewView>,
     pub metrics: Metrics,
     pub config: gateway::Gateway,
     /// Most turns that wait in one session.
@@ -185,6 +188,7 @@ pub fn router(gateway: Gateway) -> Router {
         .route("/api/v1/cluster/state-hash", get(cluster::state_hash))
         .route("/api/v1/cluster/transfer-leader", post(cluster::transfer_leader))
         .route("/api/v1/cluster/remove", post(cluster::remove))
+        .route("/api/v1/overview", get(overview::get))
         .route("/api/v1/channels", get(channels::list))
         .route("/api/v1/channels/{account}/move", post(channels::move_to))
         .route("/api/v1/channels/{account}/dead-letters", get(channels::dead_letters))
@@ -207,6 +211,7 @@ pub fn router(gateway: Gateway) -> Router {
         // Its secret is its own.
         .route("/api/v1/webhooks/telegram/{account}", post(channels::telegram_webhook))
         .route("/", get(webchat::page))
+        .route("/cluster", get(webchat::dashboard))
         .route("/{asset}", get(webchat::asset))
         .route("/api/v1/openapi.json", get(openapi::get))
         .route("/api/v1/health", get(health::ready))

@@ -7,7 +7,7 @@ use http::header::CONTENT_TYPE;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::{Modify, OpenApi};
 
-use super::{Gateway, channels, chat, cluster, health, maintenance, metrics, openai, sessions, turns};
+use super::{Gateway, channels, chat, cluster, health, maintenance, metrics, openai, overview, sessions, turns};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -30,6 +30,7 @@ use super::{Gateway, channels, chat, cluster, health, maintenance, metrics, open
         cluster::state_hash,
         cluster::transfer_leader,
         cluster::remove,
+        overview::get,
         channels::list,
         channels::move_to,
         channels::dead_letters,
@@ -83,7 +84,7 @@ mod tests {
     const ALIASES: [&str; 7] =
         ["/health", "/healthz", "/ready", "/readyz", "/metrics", "/api/v1/health", "/v1/models/{*id}"];
     /// Files, not interface.
-    const FILES: [&str; 2] = ["/", "/{asset}"];
+    const FILES: [&str; 3] = ["/", "/cluster", "/{asset}"];
 
     #[test]
     fn every_route_is_documented() {

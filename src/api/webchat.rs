@@ -1,4 +1,4 @@
-//! The page at `/` and the files it needs, out of the binary.
+//! The pages - WebChat at `/`, the dashboard at `/cluster` - and the files they need, out of the binary.
 //!
 //! Nothing in it is inline and nothing comes from elsewhere, so that the policy can say so.
 
@@ -25,25 +25,33 @@ const STYLE: &str = "text/css; charset=utf-8";
 const SVG: &str = "image/svg+xml";
 
 const PAGE: &str = "index.html";
+const DASHBOARD: &str = "dashboard.html";
 
 macro_rules! files {
-    ($($name:literal: $media_type:expr),+ $(,)?) => {
-        &[$(($name, $media_type, include_bytes!(concat!("webchat/", $name)))),+]
+    ($($folder:ident / $name:literal: $media_type:expr),+ $(,)?) => {
+        &[$(($name, $media_type, include_bytes!(concat!(stringify!($folder), "/", $name)))),+]
     };
 }
 
-/// Name, media type, contents.
+/// Name, media type, contents. The names are one space, whatever their folder.
 const FILES: &[(&str, &str, &[u8])] = files! {
-    "index.html": HTML,
-    "style.css": STYLE,
-    "icon.svg": SVG,
-    "app.js": SCRIPT,
-    "api.js": SCRIPT,
-    "cluster.js": SCRIPT,
-    "markdown.js": SCRIPT,
-    "sessions.js": SCRIPT,
-    "sse.js": SCRIPT,
-    "turn.js": SCRIPT,
+    webchat/"index.html": HTML,
+    webchat/"base.css": STYLE,
+    webchat/"style.css": STYLE,
+    webchat/"icon.svg": SVG,
+    webchat/"app.js": SCRIPT,
+    webchat/"api.js": SCRIPT,
+    webchat/"cluster.js": SCRIPT,
+    webchat/"markdown.js": SCRIPT,
+    webchat/"sessions.js": SCRIPT,
+    webchat/"sse.js": SCRIPT,
+    webchat/"token.js": SCRIPT,
+    webchat/"turn.js": SCRIPT,
+    dashboard/"dashboard.html": HTML,
+    dashboard/"dashboard.css": STYLE,
+    dashboard/"dashboard.js": SCRIPT,
+    dashboard/"charts.js": SCRIPT,
+    dashboard/"words.js": SCRIPT,
 };
 
 /// The files with their tags, made once.
@@ -92,12 +100,17 @@ pub(super) async fn page(State(gateway): State<Gateway>, headers: HeaderMap) -> 
     gateway.inner.assets.serve(PAGE, &headers)
 }
 
+pub(super) async fn dashboard(State(gateway): State<Gateway>, headers: HeaderMap) -> Result<Response, ApiError> {
+    gateway.inner.assets.serve(DASHBOARD, &headers)
+}
+
 pub(super) async fn asset(
     State(gateway): State<Gateway>,
     headers: HeaderMap,
     Name(name): Name,
 ) -> Result<Response, ApiError> {
-    if name == PAGE {
+    // Each page has one address.
+    if name == PAGE || name == DASHBOARD {
         return Err(ApiError::not_found("path"));
     }
     gateway.inner.assets.serve(&name, &headers)
@@ -109,9 +122,15 @@ mod tests {
 
     #[test]
     fn everything_the_page_names_is_served_and_nothing_is_inline() {
-        let html = std::str::from_utf8(FILES[0].2).unwrap();
-        for part in html.split(['"', '\'']).filter(|part| part.starts_with('/') && part.len() > 1) {
-            assert!(FILES.iter().any(|(name, ..)| *name == &part[1..]), "{part}");
+        let pages = FILES.iter().filter(|file| file.1 == HTML).map(|file| std::str::from_utf8(file.2).unwrap());
+        for html in pages {
+            for part in
+                html.split(['"', '\'']).filter(|part| part.starts_with('/') && !["/", "/cluster"].contains(part))
+            {
+                assert!(FILES.iter().any(|(name, ..)| *name == &part[1..]), "{part}");
+            }
+            assert!(!html.contains("<style") && !html.contains(" style=") && !html.contains("onclick="));
+            assert_eq!(html.matches("<script").count(), html.matches("<script type=\"module\" src=").count());
         }
         for file in FILES.iter().filter(|file| file.1 == SCRIPT) {
             let script = std::str::from_utf8(file.2).unwrap();
@@ -120,7 +139,5 @@ mod tests {
                 assert!(FILES.iter().any(|(served, ..)| *served == name), "{import}");
             }
         }
-        assert!(!html.contains("<style") && !html.contains(" style=") && !html.contains("onclick="));
-        assert_eq!(html.matches("<script").count(), html.matches("<script type=\"module\" src=").count());
     }
 }

@@ -5,6 +5,7 @@
 //! is left of them is handed over; the instance's epoch; consensus; storage.
 
 mod channels;
+mod overview;
 mod view;
 
 use std::io;
@@ -29,11 +30,12 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use crate::agent::turn;
-use crate::api::{self, Gateway, Parts, server};
+use crate::api::{self, ChannelView, ClusterView, Gateway, Parts, server};
 use crate::channels::elsewhere;
 use crate::channels::health::Health;
 use crate::channels::intake::{COMMIT, Context};
 use crate::channels::supervisor::{self, Configured, Supervisor};
+use crate::cluster::observer::{self, Observer};
 use crate::cluster::readiness::Readiness;
 use crate::cluster::validity::Validity;
 use crate::cluster::{expiry, placement, session};
@@ -124,7 +126,8 @@ impl App {
             http.push(bind(address, "gateway.port").await?);
         }
         let (relay, elsewhere) = (relay::Service::default(), elsewhere::Service::default());
-        let services = Routes::new(relay.server()).add_service(elsewhere.server());
+        let observing = observer::Service::default();
+        let services = Routes::new(relay.server()).add_service(elsewhere.server()).add_service(observing.server());
         let (node, running) = start_node(&config, &instance_id, &data_dir, services).await?;
 
         let (streams, listeners, tasks) =
@@ -181,6 +184,9 @@ impl App {
             async move { core.answers().await }
         };
         workers.spawn(service_manager::watchdog(progress, tasks.clone()));
+        let observer = Observer::new(node.clone(), metrics.clone());
+        observing.open(observer.clone());
+        workers.spawn(observer.clone().run(session.clone(), tasks.clone()));
         let (until, registering) = (tasks.clone(), session.clone());
         workers.spawn(async move {
             // Before its own registration is applied here, the state still names the process before it: a turn run under
@@ -226,6 +232,14 @@ impl App {
 
         let hashing = Arc::new(tokio::sync::Semaphore::new(1));
         let view = view::View { node: node.clone(), readiness: readiness.clone(), load: load.clone(), hashing };
+        let (cluster_view, channel_view): (Arc<dyn ClusterView>, Arc<dyn ChannelView>) =
+            (Arc::new(view), Arc::new(channel_view));
+        let overview = overview::View {
+            observer,
+            cluster: cluster_view.clone(),
+            channels: channel_view.clone(),
+            last: parking_lot::Mutex::default(),
+        };
         let server_options = server::Options::from(&config.gateway.limits);
         let gateway = Gateway::new(Parts {
             instance_id: instance_id.clone(),
@@ -234,8 +248,9 @@ impl App {
             load: load.clone(),
             models,
             agents: config.agents.clone(),
-            cluster: Arc::new(view),
-            channels: Arc::new(channel_view),
+            cluster: cluster_view,
+            channels: channel_view,
+            overview: Arc::new(overview),
             metrics: metrics.clone(),
             config: config.gateway.clone(),
             max_queued: config.messages.queue.cap,

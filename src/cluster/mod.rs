@@ -3,11 +3,14 @@
 //! [`session`] keeps this instance's row in the replicated state alive; [`expiry`], where the leader is, ends the rows of
 //! instances that fell silent, which hands their turns and channels to others; [`validity`] is how long this one may act as an
 //! owner; [`placement`], where the leader is, sends channels to who should run them; [`readiness`] is what this instance says
-//! of itself.
+//! of itself; [`observer`] is what it has done and seen, for those who watch: events by [`history`], work by [`rates`].
 //! Nothing here knows sessions or HTTP. Commands go to the node, state comes from it.
 
 pub mod expiry;
+pub mod history;
+pub mod observer;
 pub mod placement;
+pub mod rates;
 pub mod readiness;
 pub mod session;
 pub mod validity;

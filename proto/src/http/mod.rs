@@ -5,10 +5,12 @@
 mod channels;
 mod error;
 mod openai;
+mod overview;
 
 pub use channels::*;
 pub use error::{Error, ErrorBody, ErrorCode};
 pub use openai::*;
+pub use overview::*;
 
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;

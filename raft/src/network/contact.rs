@@ -48,6 +48,11 @@ impl Contact {
         leader.is_some() && self.0.lock().gone == leader
     }
 
+    /// When a leader was heard last.
+    pub(crate) fn last(&self) -> Option<Instant> {
+        self.0.lock().heard.map(|(_, at)| at)
+    }
+
     /// Whether a leader was heard within `limit`.
     pub(crate) fn within(&self, limit: Duration) -> bool {
         let state = self.0.lock();

@@ -20,7 +20,8 @@ use http::header::{CONTENT_TYPE, HOST};
 use http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use openclaw_proto::http::{
-    ChannelList, ChannelStatus, Cluster, DeadLetterAction, DeadLetterList, Maintenance, Pairing, PairingList, StateHash,
+    ChannelList, ChannelStatus, Cluster, DeadLetterAction, DeadLetterList, Maintenance, Overview, Pairing, PairingList,
+    Series, StateHash,
 };
 use openclaw_proto::ids::{ChannelAccount, SessionKey, TurnId};
 use openclaw_proto::state::ExpireInstance;
@@ -228,6 +229,17 @@ impl ChannelView for NoChannels {
     }
 }
 
+/// What [`FakeCluster`] looks like at a glance.
+struct Glance(InstanceId);
+
+impl OverviewView for Glance {
+    fn overview(&self) -> BoxFuture<'static, Result<Arc<Overview>, ClusterError>> {
+        let instance_id = self.0.as_str().to_owned();
+        let series = Some(Series { step_ms: 5_000, ..Series::default() });
+        Box::pin(async { Ok(Arc::new(Overview { instance_id, series, ..Overview::default() })) })
+    }
+}
+
 /// One instance of a cluster that shares a store.
 struct Instance {
     router: Router,
@@ -318,6 +330,7 @@ impl Setup {
             agents,
             cluster: cluster.clone(),
             channels: Arc::new(NoChannels),
+            overview: Arc::new(Glance(id.clone())),
             metrics: metrics.clone(),
             config: self.config.clone(),
             max_queued: self.max_queued,
@@ -474,6 +487,7 @@ fn gateway_of(instance: &Instance) -> Gateway {
         agents,
         cluster: instance.cluster.clone(),
         channels: Arc::new(NoChannels),
+        overview: Arc::new(Glance(instance.id.clone())),
         metrics: instance.metrics.clone(),
         config,
         max_queued: 20,

@@ -54,6 +54,24 @@ async fn operators_reach_the_cluster() {
 }
 
 #[tokio::test]
+async fn the_overview_is_for_token_holders_and_its_series_for_who_asks() {
+    let instance = Setup::new(Paced::new(1)).with_token().one();
+    let ask = async |path: &str, token: bool| {
+        let request = Request::get(path);
+        let request = if token { request.header(AUTHORIZATION, format!("Bearer {TOKEN}")) } else { request };
+        instance.send(request, Body::empty()).await
+    };
+    assert_eq!(ask("/api/v1/overview", false).await.status(), StatusCode::UNAUTHORIZED);
+    let overview = body(ask("/api/v1/overview", true).await).await;
+    assert_eq!((&overview["instanceId"], overview.get("series")), (&json!("node-1"), None));
+    let overview = body(ask("/api/v1/overview?series=true", true).await).await;
+    assert_eq!(overview["series"]["stepMs"], 5_000);
+    let misspelt = ask("/api/v1/overview?serie=true", true).await;
+    assert_eq!(misspelt.status(), StatusCode::BAD_REQUEST);
+    assert!(body(misspelt).await["error"]["message"].as_str().unwrap().contains("serie"));
+}
+
+#[tokio::test]
 async fn metrics_are_for_this_machine_and_token_holders() {
     let instance = Setup::new(Paced::new(1)).with_token().one();
     let ask = async |peer: [u8; 4], header: Option<(&str, String)>| {
@@ -85,6 +103,10 @@ async fn the_page_is_served_with_a_policy_and_a_tag() {
     let again =
         instance.send(Request::get("/").header("if-none-match", format!("W/{tag}, \"x\"")), Body::empty()).await;
     assert_eq!(again.status(), StatusCode::NOT_MODIFIED);
+    let dashboard = instance.get("/cluster").await;
+    assert_eq!(dashboard.headers()["content-security-policy"], page.headers()["content-security-policy"]);
+    assert_eq!(dashboard.headers()[CONTENT_TYPE], "text/html; charset=utf-8");
+    assert_eq!(instance.get("/cluster.html").await.status(), StatusCode::NOT_FOUND);
     assert_eq!(instance.get("/app.js").await.headers()[CONTENT_TYPE], "text/javascript; charset=utf-8");
     assert_eq!(instance.get("/nothing.js").await.status(), StatusCode::NOT_FOUND);
     assert_eq!(instance.get("/api/v1/openapi.json").await.status(), StatusCode::OK);

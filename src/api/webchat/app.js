@@ -3,10 +3,11 @@
 // The gateway holds the truth. The page keeps three things of its own in sessionStorage: the token, unsent drafts, and a
 // message whose acceptance it has not seen yet, which it sends again after a reload under the same idempotency key.
 
-import { ApiError, explain, json, memory, onTokenNeeded, request, uuid } from './api.js';
+import { ApiError, explain, json, memory, request, uuid } from './api.js';
 import { refreshCluster, watchCluster } from './cluster.js';
 import { element, show } from './markdown.js';
 import * as sessions from './sessions.js';
+import { promptForToken } from './token.js';
 import { follow } from './turn.js';
 
 const HISTORY_PAGE = 40;
@@ -494,30 +495,6 @@ addEventListener('keydown', (event) => {
   }
 });
 
-// ---- token ----
-
-let asked = false;
-onTokenNeeded(
-  () =>
-    new Promise((resolve) => {
-      const dialog = $('token-dialog');
-      const field = $('token');
-      $('token-wrong').hidden = !asked;
-      field.value = '';
-      dialog.returnValue = 'cancel';
-      dialog.onclose = () => {
-        const typed = dialog.returnValue === 'ok' ? field.value.trim() : '';
-        asked = typed !== '';
-        field.value = '';
-        resolve(typed || null);
-        setTimeout(refreshCluster);
-      };
-      $('token-later').onclick = () => dialog.close();
-      dialog.showModal();
-      field.focus();
-    }),
-);
-
 // ---- start ----
 
 document.addEventListener('visibilitychange', () => {
@@ -526,6 +503,7 @@ document.addEventListener('visibilitychange', () => {
   catchUp().catch(() => {});
 });
 sidebar(false);
+promptForToken(refreshCluster);
 watchCluster();
 refreshSessions();
 if (current.key) openSession(current.key);

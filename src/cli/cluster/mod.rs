@@ -1,6 +1,7 @@
 //! `openclaw cluster`: who is a member, who leads, and changing both.
 
 mod certs;
+mod events;
 
 use clap::{Args, Subcommand};
 use openclaw_proto::http::{self, MemberRole};
@@ -28,6 +29,11 @@ enum Command {
     },
     /// List the members alone
     Members {
+        #[command(flatten)]
+        connection: Connection,
+    },
+    /// Show what happened lately: failovers, instances that came and went, channels that moved
+    Events {
         #[command(flatten)]
         connection: Connection,
     },
@@ -62,6 +68,11 @@ pub(super) async fn run(arguments: Cluster, json: bool) -> Result<Exit, Failure>
         Command::Members { connection } => {
             let cluster = fetch(&Client::new(&connection)?).await?;
             output::answer(json, &cluster.members, || members(&cluster).render())?;
+            Ok(Exit::Ok)
+        }
+        Command::Events { connection } => {
+            let overview = events::fetch(&Client::new(&connection)?).await?;
+            output::answer(json, &overview.events, || events::render(&overview))?;
             Ok(Exit::Ok)
         }
         Command::Remove { instance, connection } => {
