@@ -28,3 +28,4 @@ pub mod http_client;
 pub mod logging;
 pub mod message;
 pub mod metrics;
+pub mod traces;

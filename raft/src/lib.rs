@@ -24,6 +24,7 @@ mod snapshots;
 pub mod state_machine;
 mod status;
 mod storage;
+pub mod trace;
 mod types;
 mod wire;
 

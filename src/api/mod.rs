@@ -30,6 +30,7 @@ mod webchat;
 pub use channels::ChannelView;
 pub use cluster::{ClusterError, ClusterStatus, ClusterView};
 pub use error::ApiError;
+pub use health::{HealthView, standing};
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -78,6 +79,7 @@ pub struct Parts {
     pub agents: Agents,
     pub cluster: Arc<dyn ClusterView>,
     pub channels: Arc<dyn ChannelView>,
+    pub health: Arc<dyn HealthView>,
     pub metrics: Metrics,
     pub config: gateway::Gateway,
     /// Most turns that wait in one session.
@@ -209,7 +211,7 @@ pub fn router(gateway: Gateway) -> Router {
         .route("/", get(webchat::page))
         .route("/{asset}", get(webchat::asset))
         .route("/api/v1/openapi.json", get(openapi::get))
-        .route("/api/v1/health", get(health::ready))
+        .route("/api/v1/health", get(health::health))
         .route("/api/v1/health/live", get(health::live))
         .route("/api/v1/health/ready", get(health::ready))
         .route("/health", get(health::live))

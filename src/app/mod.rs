@@ -4,6 +4,7 @@
 //! running turns end or are parked, leadership is handed over, HTTP, consensus, storage.
 
 mod channels;
+mod health;
 mod view;
 
 use std::io;
@@ -110,8 +111,9 @@ impl App {
         let instance_id = config.cluster.instance_id_or_default();
         let data_dir = config.storage.data_dir.join(instance_id.as_str());
         private_dir(&data_dir)?;
-        let models = Models::from_config(&config.models).map_err(|error| Stopped::Config(error.to_string()))?;
         let metrics = Metrics::new().map_err(|error| Stopped::Fatal(error.to_string()))?;
+        let models = Models::from_config(&config.models).map_err(|error| Stopped::Config(error.to_string()))?;
+        let models = models.counted(metrics.clone());
 
         let mut http = Vec::new();
         for address in config.gateway.listen() {
@@ -198,10 +200,11 @@ impl App {
             health: health.clone(),
             webhooks: accounts.webhooks(&context),
         };
+        let vitals = health::Vitals::new(health.clone(), config.diagnostics.health.clone(), data_dir.clone());
         let supervisor = Supervisor {
             context,
             follow: follow.clone(),
-            validity,
+            validity: validity.clone(),
             session: session.clone(),
             health,
             accounts: accounts.configured,
@@ -211,6 +214,8 @@ impl App {
 
         let hashing = Arc::new(tokio::sync::Semaphore::new(1));
         let view = view::View { node: node.clone(), readiness: readiness.clone(), load: load.clone(), hashing };
+        let view: Arc<dyn api::ClusterView> = Arc::new(view);
+        workers.spawn(vitals.clone().watch(view.clone(), validity, metrics.clone(), tasks.clone()));
         let server_options = server::Options::from(&config.gateway.limits);
         let gateway = Gateway::new(Parts {
             instance_id: instance_id.clone(),
@@ -219,8 +224,9 @@ impl App {
             load: load.clone(),
             models,
             agents: config.agents.clone(),
-            cluster: Arc::new(view),
+            cluster: view,
             channels: Arc::new(channel_view),
+            health: Arc::new(vitals),
             metrics: metrics.clone(),
             config: config.gateway.clone(),
             max_queued: config.messages.queue.cap,

@@ -20,7 +20,8 @@ use http::header::{CONTENT_TYPE, HOST};
 use http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use openclaw_proto::http::{
-    ChannelList, ChannelStatus, Cluster, DeadLetterAction, DeadLetterList, Maintenance, Pairing, PairingList, StateHash,
+    ChannelList, ChannelStatus, Cluster, DeadLetterAction, DeadLetterList, HealthReason, Maintenance, Pairing,
+    PairingList, StateHash,
 };
 use openclaw_proto::ids::{ChannelAccount, SessionKey, TurnId};
 use openclaw_proto::state::ExpireInstance;
@@ -122,7 +123,14 @@ impl Relay for Arc<Peers> {
 struct FakeCluster {
     me: InstanceId,
     status: parking_lot::Mutex<ClusterStatus>,
+    reasons: parking_lot::Mutex<Vec<HealthReason>>,
     refuses: bool,
+}
+
+impl HealthView for FakeCluster {
+    fn reasons(&self) -> Vec<HealthReason> {
+        self.reasons.lock().clone()
+    }
 }
 
 impl ClusterView for FakeCluster {
@@ -301,6 +309,7 @@ impl Setup {
         let cluster = Arc::new(FakeCluster {
             me: id.clone(),
             status: parking_lot::Mutex::new(ClusterStatus { has_quorum: true, ..ClusterStatus::default() }),
+            reasons: parking_lot::Mutex::default(),
             refuses: self.refuses,
         });
         let commander = commander(id, &models, &agents);
@@ -313,6 +322,7 @@ impl Setup {
             agents,
             cluster: cluster.clone(),
             channels: Arc::new(NoChannels),
+            health: cluster.clone(),
             metrics: metrics.clone(),
             config: self.config.clone(),
             max_queued: self.max_queued,
@@ -469,6 +479,7 @@ fn gateway_of(instance: &Instance) -> Gateway {
         agents,
         cluster: instance.cluster.clone(),
         channels: Arc::new(NoChannels),
+        health: instance.cluster.clone(),
         metrics: instance.metrics.clone(),
         config,
         max_queued: 20,
