@@ -16,7 +16,7 @@ use openclaw_proto::ids::InstanceId;
 use opentelemetry::trace::TracerProvider;
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
-use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithHttpConfig};
+use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider, Span, SpanData, SpanExporter as _, SpanProcessor};
@@ -168,6 +168,8 @@ fn exporter(
         .with_http()
         .with_http_client(Client { http, cause })
         .with_endpoint(endpoint)
+        // Whatever OTEL_EXPORTER_OTLP_PROTOCOL says: nothing else is spoken here.
+        .with_protocol(Protocol::HttpBinary)
         .with_timeout(EXPORT)
         .with_headers(headers)
         .build()

@@ -269,7 +269,7 @@ fn an_instance_says_that_its_disk_is_nearly_full_while_it_still_serves() -> Resu
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
                 ensure!(status(address, "/api/v1/health/ready").await? == 200, "it serves");
-                Ok(())
+                Ok::<_, anyhow::Error>(())
             };
             well(cluster, true).await?;
             cluster.fill_disk(1, 32 << 20).await?;
