@@ -29,3 +29,4 @@ pub mod logging;
 pub mod message;
 pub mod metrics;
 pub mod service_manager;
+pub mod traces;

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use openclaw_config::Logging;
 use openclaw_config::logging::{Format, Level, Output};
-use openclaw_proto::ids::InstanceId;
+use openclaw_proto::ids::{InstanceId, RequestId};
 use serde_json::{Map, Value, json};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
@@ -24,8 +24,11 @@ use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::filter::{EnvFilter, ParseError};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields, MakeWriter};
-use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::fmt::{self as format, FmtContext, FormatEvent, FormatFields, FormattedFields, MakeWriter};
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::registry::{LookupSpan, Registry};
+
+use crate::traces::Traces;
 
 /// Lines that may wait for the writer.
 const QUEUE_LINES: usize = 8192;
@@ -53,10 +56,13 @@ pub enum Error {
 #[derive(Debug)]
 pub struct Guard {
     lines: SyncSender<Message>,
+    traces: Option<Traces>,
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
+        // Before the lines: the collector may refuse the last spans.
+        drop(self.traces.take());
         let (written, done) = sync_channel(1);
         if self.lines.try_send(Message::Flush(written)).is_ok() {
             // A stuck reader must not keep the process from ending; its lines are lost.
@@ -65,11 +71,37 @@ impl Drop for Guard {
     }
 }
 
-/// Starts logging for the whole process, as `logging` says, in the name of `instance`.
+tokio::task_local! {
+    static REQUEST: RequestId;
+}
+
+/// Runs `work` for a request: whatever it asks of other instances is told the request's id, for their logs.
+pub fn of_request<F: Future>(id: RequestId, work: F) -> impl Future<Output = F::Output> {
+    REQUEST.scope(id, work)
+}
+
+/// As [`of_request`], for one step of work that is polled by others.
+pub fn of_request_now<T>(id: &RequestId, work: impl FnOnce() -> T) -> T {
+    REQUEST.sync_scope(id.clone(), work)
+}
+
+/// The request that this task works for.
+pub fn request_id() -> Option<RequestId> {
+    REQUEST.try_with(Clone::clone).ok()
+}
+
+/// Lines that were dropped since the process started, because whoever reads the log did not.
+pub fn dropped_lines() -> &'static AtomicU64 {
+    &DROPPED
+}
+
+static DROPPED: AtomicU64 = AtomicU64::new(0);
+
+/// Starts logging for the whole process, as `logging` says, in the name of `instance`, and `traces` if there are any.
 ///
 /// # Errors
 /// [`Error`], with nothing changed.
-pub fn start(logging: &Logging, instance: &InstanceId) -> Result<Guard, Error> {
+pub fn start(logging: &Logging, instance: &InstanceId, traces: Option<Traces>) -> Result<Guard, Error> {
     let (output, terminal): (Box<dyn Write + Send>, bool) = match &logging.output {
         Output::Stdout => (Box::new(io::stdout()), io::stdout().is_terminal()),
         Output::Stderr => (Box::new(io::stderr()), io::stderr().is_terminal()),
@@ -93,13 +125,23 @@ pub fn start(logging: &Logging, instance: &InstanceId) -> Result<Guard, Error> {
         .spawn(move || write_lines(&receiver, output, &lost))
         .map_err(Error::Thread)?;
     let colours = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let installed = if json {
-        tracing::subscriber::set_global_default(json_subscriber(filter, name, queue))
-    } else {
-        tracing::subscriber::set_global_default(text_subscriber(filter, name, colours, queue))
+    let installed = match &traces {
+        None if json => tracing::subscriber::set_global_default(json_subscriber(filter, name, queue)),
+        None => tracing::subscriber::set_global_default(text_subscriber(filter, name, colours, queue)),
+        // What is logged and what is traced are two questions, each with a filter of its own.
+        Some(traces) => {
+            let lines = if json {
+                let lines = format::layer().fmt_fields(JsonFields).event_format(JsonLine { instance: name });
+                lines.with_writer(queue).with_filter(filter).boxed()
+            } else {
+                let lines = format::layer().with_timer(TimeAndInstance { instance: name }).with_ansi(colours);
+                lines.with_writer(queue).with_filter(filter).boxed()
+            };
+            tracing::subscriber::set_global_default(Registry::default().with(lines).with(traces.layer()))
+        }
     };
     installed.map_err(|_| Error::Twice)?;
-    Ok(Guard { lines: sender })
+    Ok(Guard { lines: sender, traces })
 }
 
 fn filter(level: Level, more: Option<&str>) -> Result<EnvFilter, ParseError> {
@@ -324,6 +366,7 @@ impl Write for Queue {
             Ok(()) => {}
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
                 self.dropped.fetch_add(1, Ordering::Relaxed);
+                DROPPED.fetch_add(1, Ordering::Relaxed);
             }
         }
         Ok(line.len())
@@ -384,6 +427,7 @@ fn write_lines(messages: &Receiver<Message>, mut output: Box<dyn Write + Send>, 
         if written.is_err() {
             // A log that cannot be written (reader gone, disk full) has nowhere to say so; the next line may fit.
             lost.dropped.fetch_add(1, Ordering::Relaxed);
+            DROPPED.fetch_add(1, Ordering::Relaxed);
         }
     }
 }

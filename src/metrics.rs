@@ -1,17 +1,22 @@
-//! Every metric of an instance: name, unit and help text, in one place.
+//! Every metric of an instance: name, unit and help text, in one place. `docs/metrics.md` is made from here.
 //!
 //! Owns the registry and its series; it never decides when something happened, others tell it. Labels come from closed
-//! sets: routes as they are matched, methods, statuses, kinds of tokens, accounts of the configuration - never from ids or texts of users, since the
-//! page may be read by whoever may scrape it.
+//! sets: routes as they are matched, methods, statuses, kinds of tokens, accounts and providers of the configuration,
+//! members of the cluster - never from ids or texts of users, since the page may be read by whoever may scrape it.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use openclaw_proto::http::MemberRole;
 use openclaw_raft::{Counters, Status};
+use parking_lot::Mutex;
+use prometheus::process_collector::ProcessCollector;
 use prometheus::{
-    Counter, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Counter, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 /// Bucket bounds in seconds, 1 ms to 300 s: from an answer out of memory to the longest turn.
@@ -23,10 +28,22 @@ const DURATION_BUCKETS: [f64; 16] =
 #[error("register metrics: {0}")]
 pub struct RegisterError(#[from] prometheus::Error);
 
+/// A metric as it is documented.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Described {
+    pub name: String,
+    pub kind: &'static str,
+    pub labels: Vec<String>,
+    pub help: String,
+}
+
 /// The series. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     registry: Arc<Registry>,
+    described: Arc<Vec<Described>>,
+    /// Peers whose lag is shown.
+    peers: Arc<Mutex<BTreeSet<String>>>,
     pub http_requests: IntCounterVec,
     pub http_request_duration: HistogramVec,
     pub http_connections: IntGauge,
@@ -59,6 +76,26 @@ pub struct Metrics {
     pub raft_entries_appended: IntCounter,
     pub raft_commands_applied: IntCounter,
     pub raft_snapshots: IntCounterVec,
+    pub raft_snapshot_seconds: Counter,
+    pub raft_replication_lag: IntGaugeVec,
+    pub http_errors: IntCounterVec,
+    pub turn_failures: IntCounterVec,
+    pub model_calls: IntCounterVec,
+    pub model_calls_running: IntGaugeVec,
+    pub model_call_duration: HistogramVec,
+    pub model_first_token: HistogramVec,
+    pub model_retries: IntCounterVec,
+    pub model_fallbacks: IntCounterVec,
+    pub channel_silence: IntGaugeVec,
+    pub lease_validity: Gauge,
+    pub lease_losses: IntCounter,
+    pub instance_draining: IntGauge,
+    pub instance_maintenance: IntGauge,
+    pub health_failing: IntGaugeVec,
+    pub storage_free: IntGauge,
+    pub storage_size: IntGauge,
+    pub log_dropped_lines: IntCounter,
+    pub trace_spans: IntCounterVec,
 }
 
 impl Metrics {
@@ -67,7 +104,10 @@ impl Metrics {
     /// # Errors
     /// [`RegisterError`] for a name that is used twice or not valid.
     pub fn new() -> Result<Self, RegisterError> {
-        let r = Registry::new();
+        let r = Register::default();
+        r.registry.register(Box::new(ProcessCollector::for_self()))?;
+        let build = gauges(&r, "openclaw_build_info", "1, with the version of this instance.", &["version"])?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         Ok(Self {
             http_requests: counters(
                 &r,
@@ -155,7 +195,7 @@ impl Metrics {
             channel_outbox_oldest: gauges(
                 &r,
                 "openclaw_channel_outbox_oldest_seconds",
-                "Age of the oldest of them.",
+                "Age of the oldest message that waits to be sent by an account that runs here.",
                 &["account"],
             )?,
             raft_term: gauge(&r, "openclaw_raft_term", "Current Raft term.")?,
@@ -184,11 +224,15 @@ impl Metrics {
                 "Time from a proposal to its acknowledged outcome.",
             )?,
             raft_fsyncs: counter(&r, "openclaw_raft_fsyncs_total", "Waits for the log's disk.")?,
-            raft_fsync_seconds: seconds(&r, "openclaw_raft_fsync_seconds_total", "Time spent in those waits.")?,
+            raft_fsync_seconds: seconds(
+                &r,
+                "openclaw_raft_fsync_seconds_total",
+                "Time spent with waiting for the log's disk.",
+            )?,
             raft_fsync_requests: counter(
                 &r,
                 "openclaw_raft_fsync_requests_total",
-                "Appends and votes that those waits covered; per wait, how many shared one.",
+                "Appends and votes that the waits for the log's disk covered; per wait, how many shared one.",
             )?,
             raft_entries_appended: counter(&r, "openclaw_raft_entries_appended_total", "Log entries appended here.")?,
             raft_commands_applied: counter(
@@ -202,8 +246,123 @@ impl Metrics {
                 "Snapshots written here, and taken over from a leader.",
                 &["kind"],
             )?,
-            registry: Arc::new(r),
+            raft_snapshot_seconds: seconds(
+                &r,
+                "openclaw_raft_snapshot_seconds_total",
+                "Time spent with writing snapshots.",
+            )?,
+            raft_replication_lag: gauges(
+                &r,
+                "openclaw_raft_replication_lag_entries",
+                "Log entries that a peer is not known to have on its disk; the leader alone shows it.",
+                &["peer"],
+            )?,
+            http_errors: counters(
+                &r,
+                "openclaw_http_errors_total",
+                "HTTP requests answered with an error, by its code.",
+                &["code"],
+            )?,
+            turn_failures: counters(
+                &r,
+                "openclaw_turn_failures_total",
+                "Attempts at turns that failed here, by the code of the error.",
+                &["code"],
+            )?,
+            model_calls: counters(
+                &r,
+                "openclaw_model_calls_total",
+                "Requests to model providers, by how they ended.",
+                &["provider", "outcome"],
+            )?,
+            model_calls_running: gauges(
+                &r,
+                "openclaw_model_calls_running",
+                "Requests that providers are answering now.",
+                &["provider"],
+            )?,
+            model_call_duration: durations(
+                &r,
+                "openclaw_model_call_duration_seconds",
+                "Time from asking a provider to the end of its answer.",
+                &["provider"],
+            )?,
+            model_first_token: durations(
+                &r,
+                "openclaw_model_first_token_seconds",
+                "Time from asking a provider to the first text of its answer.",
+                &["provider"],
+            )?,
+            model_retries: counters(
+                &r,
+                "openclaw_model_retries_total",
+                "Times that a provider was asked again after a failure.",
+                &["provider"],
+            )?,
+            model_fallbacks: counters(
+                &r,
+                "openclaw_model_fallbacks_total",
+                "Times that a provider was given up for the next model.",
+                &["provider"],
+            )?,
+            channel_silence: gauges(
+                &r,
+                "openclaw_channel_silence_seconds",
+                "Time since the platform of an account that runs here last answered; 0 where it does not run.",
+                &["account"],
+            )?,
+            lease_validity: {
+                let gauge = Gauge::new(
+                    "openclaw_lease_validity_seconds",
+                    "How long this instance may still act as an owner unless a renewal is acknowledged.",
+                )?;
+                r.add("gauge", &[], gauge)?
+            },
+            lease_losses: counter(
+                &r,
+                "openclaw_lease_losses_total",
+                "Times that this instance had to stop to act as an owner.",
+            )?,
+            instance_draining: gauge(
+                &r,
+                "openclaw_instance_draining",
+                "1 while this instance is on its way out, else 0.",
+            )?,
+            instance_maintenance: gauge(
+                &r,
+                "openclaw_instance_maintenance",
+                "1 while this instance is in maintenance, else 0.",
+            )?,
+            health_failing: gauges(
+                &r,
+                "openclaw_health_failing",
+                "1 while /api/v1/health is false for this reason, else 0.",
+                &["condition"],
+            )?,
+            storage_free: gauge(&r, "openclaw_storage_free_bytes", "Room on the disk of the data directory.")?,
+            storage_size: gauge(&r, "openclaw_storage_size_bytes", "Size of the disk of the data directory.")?,
+            log_dropped_lines: counter(
+                &r,
+                "openclaw_log_dropped_lines_total",
+                "Lines of the log that were dropped because nobody took them.",
+            )?,
+            trace_spans: counters(
+                &r,
+                "openclaw_trace_spans_total",
+                "Spans that were exported, refused by the collector (failed), or dropped because too many waited.",
+                &["result"],
+            )?,
+            described: Arc::new(r.described.take()),
+            registry: Arc::new(r.registry),
+            peers: Arc::default(),
         })
+    }
+
+    /// Every metric of ours, by name.
+    pub fn described(&self) -> Vec<Described> {
+        let mut described = (*self.described).clone();
+        described.sort_by(|a, b| a.name.cmp(&b.name));
+        described
     }
 
     /// The page that Prometheus reads, text format 0.0.4.
@@ -241,6 +400,27 @@ impl Metrics {
         catch_up(&self.raft_snapshots.with_label_values(&["installed"]), &counters.snapshots_installed);
         let seconds = Duration::from_micros(counters.sync_micros.load(Ordering::Relaxed)).as_secs_f64();
         self.raft_fsync_seconds.inc_by((seconds - self.raft_fsync_seconds.get()).max(0.0));
+        let seconds = Duration::from_micros(counters.snapshot_micros.load(Ordering::Relaxed)).as_secs_f64();
+        self.raft_snapshot_seconds.inc_by((seconds - self.raft_snapshot_seconds.get()).max(0.0));
+        self.lag(status);
+    }
+
+    /// How far the others are behind, where this instance leads; a peer that is none any more is not shown.
+    fn lag(&self, status: &Status) {
+        let last = status.last_log_index.max(status.committed_index);
+        let followers = status.members.iter().filter(|member| status.is_leader && member.role != MemberRole::Leader);
+        let mut shown = self.peers.lock();
+        let before = std::mem::take(&mut *shown);
+        for member in followers {
+            let peer = member.instance_id.as_str();
+            let lag = last.saturating_sub(member.matched_index.unwrap_or_default());
+            self.raft_replication_lag.with_label_values(&[peer]).set(i64::try_from(lag).unwrap_or(i64::MAX));
+            shown.insert(peer.to_owned());
+        }
+        for gone in before.difference(&shown) {
+            // There may be nothing to remove.
+            self.raft_replication_lag.remove_label_values(&[gone]).ok();
+        }
     }
 
     /// Counts the tokens of one answer.
@@ -251,7 +431,7 @@ impl Metrics {
 }
 
 /// Brings a counter to a total that somebody else counts.
-fn catch_up(counter: &IntCounter, total: &AtomicU64) {
+pub fn catch_up(counter: &IntCounter, total: &AtomicU64) {
     counter.inc_by(total.load(Ordering::Relaxed).saturating_sub(counter.get()));
 }
 
@@ -263,56 +443,69 @@ fn status_text(status: u16, digits: &mut [u8; 3]) -> &str {
     std::str::from_utf8(digits).unwrap_or("000")
 }
 
-fn counters(r: &Registry, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, prometheus::Error> {
-    let series = IntCounterVec::new(Opts::new(name, help), labels)?;
-    r.register(Box::new(series.clone()))?;
-    Ok(series)
+/// Series as they are registered, and what is said of them.
+#[derive(Default)]
+struct Register {
+    registry: Registry,
+    described: RefCell<Vec<Described>>,
 }
 
-fn gauges(r: &Registry, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, prometheus::Error> {
-    let series = IntGaugeVec::new(Opts::new(name, help), labels)?;
-    r.register(Box::new(series.clone()))?;
-    Ok(series)
+impl Register {
+    fn add<C>(&self, kind: &'static str, labels: &[&str], series: C) -> Result<C, prometheus::Error>
+    where
+        C: prometheus::core::Collector + Clone + 'static,
+    {
+        for desc in series.desc() {
+            self.described.borrow_mut().push(Described {
+                name: desc.fq_name.clone(),
+                kind,
+                labels: labels.iter().map(|label| (*label).to_owned()).collect(),
+                help: desc.help.clone(),
+            });
+        }
+        self.registry.register(Box::new(series.clone()))?;
+        Ok(series)
+    }
 }
 
-fn counter(r: &Registry, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
-    let series = IntCounter::new(name, help)?;
-    r.register(Box::new(series.clone()))?;
-    Ok(series)
+fn counters(r: &Register, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, prometheus::Error> {
+    r.add("counter", labels, IntCounterVec::new(Opts::new(name, help), labels)?)
 }
 
-fn gauge(r: &Registry, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
-    let series = IntGauge::new(name, help)?;
-    r.register(Box::new(series.clone()))?;
-    Ok(series)
+fn gauges(r: &Register, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, prometheus::Error> {
+    r.add("gauge", labels, IntGaugeVec::new(Opts::new(name, help), labels)?)
 }
 
-fn durations(r: &Registry, name: &str, help: &str, labels: &[&str]) -> Result<HistogramVec, prometheus::Error> {
+fn counter(r: &Register, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
+    r.add("counter", &[], IntCounter::new(name, help)?)
+}
+
+fn gauge(r: &Register, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+    r.add("gauge", &[], IntGauge::new(name, help)?)
+}
+
+fn durations(r: &Register, name: &str, help: &str, labels: &[&str]) -> Result<HistogramVec, prometheus::Error> {
     let series = HistogramVec::new(HistogramOpts::new(name, help).buckets(DURATION_BUCKETS.to_vec()), labels)?;
-    r.register(Box::new(series.clone()))?;
-    Ok(series)
+    r.add("histogram", labels, series)
 }
 
-fn duration(r: &Registry, name: &str, help: &str) -> Result<Histogram, prometheus::Error> {
+fn duration(r: &Register, name: &str, help: &str) -> Result<Histogram, prometheus::Error> {
     let series = Histogram::with_opts(HistogramOpts::new(name, help).buckets(DURATION_BUCKETS.to_vec()))?;
-    r.register(Box::new(series.clone()))?;
-    Ok(series)
+    r.add("histogram", &[], series)
 }
 
-fn seconds(r: &Registry, name: &str, help: &str) -> Result<Counter, prometheus::Error> {
-    let series = Counter::new(name, help)?;
-    r.register(Box::new(series.clone()))?;
-    Ok(series)
+fn seconds(r: &Register, name: &str, help: &str) -> Result<Counter, prometheus::Error> {
+    r.add("counter", &[], Counter::new(name, help)?)
 }
 
 #[cfg(test)]
 mod tests {
-    use prometheus::proto::MetricType;
+    use openclaw_raft::Member;
 
     use super::*;
 
-    /// What a gauge or histogram without a unit counts.
-    const COUNTS: [&str; 11] = [
+    /// What a gauge or histogram without a unit counts, and units.
+    const COUNTS: [&str; 17] = [
         "connections",
         "streams",
         "running",
@@ -323,40 +516,100 @@ mod tests {
         "index",
         "leader",
         "quorum",
+        "draining",
+        "maintenance",
+        "failing",
+        "info",
+        "entries",
+        "bytes",
         "seconds",
     ];
 
     #[test]
     fn names_say_area_what_and_unit() {
         let metrics = Metrics::new().unwrap();
-        metrics.http_request("/api/v1/chat", "POST", 200, Duration::from_millis(3));
-        metrics.tokens(1, 2);
-        metrics.run_duration.with_label_values(&["done"]).observe(1.0);
-        metrics.raft_proposals.with_label_values(&["ok"]).inc();
-        metrics.channel_starts.with_label_values(&["telegram:default"]).inc();
-        metrics.channel_connected.with_label_values(&["telegram:default"]).set(1);
-        metrics.channel_messages.with_label_values(&["telegram", "answered"]).inc();
-        metrics.channel_calls.with_label_values(&["telegram", "send", "done"]).inc();
-        metrics.channel_delivery_duration.with_label_values(&["telegram"]).observe(0.1);
-        metrics.channel_outbox_waiting.with_label_values(&["telegram:default"]).set(1);
-        metrics.channel_outbox_oldest.with_label_values(&["telegram:default"]).set(1);
-        for family in metrics.registry.gather() {
-            let name = family.name();
+        for Described { name, kind, labels, help } in metrics.described() {
             assert!(name.starts_with("openclaw_"), "{name}");
             assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{name}");
             assert!(name.split('_').count() >= 3, "{name}");
-            assert!(family.help().ends_with('.'), "{name}");
+            assert!(help.ends_with('.'), "{name}");
             let unit = name.rsplit('_').next().unwrap();
-            match family.get_field_type() {
-                MetricType::COUNTER => assert_eq!(unit, "total", "{name}"),
-                MetricType::GAUGE | MetricType::HISTOGRAM | MetricType::SUMMARY | MetricType::UNTYPED => {
-                    assert!(COUNTS.contains(&unit), "{name}");
-                }
+            match kind {
+                "counter" => assert_eq!(unit, "total", "{name}"),
+                _ => assert!(COUNTS.contains(&unit), "{name}"),
             }
+            // Prometheus' own.
+            assert!(
+                labels.iter().all(|label| !["job", "instance", "le", "quantile"].contains(&label.as_str())),
+                "{name}"
+            );
         }
+        metrics.http_request("/api/v1/chat", "POST", 200, Duration::from_millis(3));
+        metrics.tokens(1, 2);
         let page = metrics.page().unwrap();
         assert!(page.contains(r#"openclaw_http_requests_total{method="POST",route="/api/v1/chat",status="200"} 1"#));
         assert!(page.contains(r#"openclaw_model_tokens_total{token_type="output"} 2"#));
+        assert!(page.contains(concat!("openclaw_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1")), "{page}");
+        for process in ["process_cpu_seconds_total", "process_resident_memory_bytes", "process_open_fds"] {
+            assert!(page.contains(&format!("\n{process} ")), "{process}");
+        }
+    }
+
+    /// The table of `docs/metrics.md`.
+    fn table(metrics: &Metrics) -> String {
+        let row = |one: Described| {
+            let labels: Vec<_> = one.labels.iter().map(|label| format!("`{label}`")).collect();
+            format!("| `{}` | {} | {} | {} |\n", one.name, one.kind, labels.join(", "), one.help.replace('|', "\\|"))
+        };
+        let rows: String = metrics.described().into_iter().map(row).collect();
+        format!("| name | kind | labels | meaning |\n|---|---|---|---|\n{rows}")
+    }
+
+    #[test]
+    fn every_metric_is_documented_as_it_is() {
+        const BEGIN: &str =
+            "<!-- made from src/metrics.rs; OPENCLAW_WRITE_DOCS=1 cargo test -p openclaw --lib metrics -->\n";
+        const END: &str = "<!-- end -->\n";
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let (before, rest) = text.split_once(BEGIN).unwrap();
+        let (written, after) = rest.split_once(END).unwrap();
+        let today = table(&Metrics::new().unwrap());
+        if std::env::var_os("OPENCLAW_WRITE_DOCS").is_some() {
+            std::fs::write(&path, format!("{before}{BEGIN}{today}{END}{after}")).unwrap();
+            return;
+        }
+        assert_eq!(written, today, "docs/metrics.md says something else");
+    }
+
+    #[test]
+    fn the_leader_alone_shows_how_far_its_peers_are_behind() {
+        let metrics = Metrics::new().unwrap();
+        let member = |id: &str, role, matched_index| Member {
+            instance_id: openclaw_proto::ids::InstanceId::parse(id).unwrap(),
+            role,
+            peer_addr: String::new(),
+            http_addr: String::new(),
+            matched_index,
+        };
+        let mut status = Status::default();
+        (status.is_leader, status.last_log_index) = (true, 10);
+        status.members = vec![
+            member("node-1", MemberRole::Leader, Some(10)),
+            member("node-2", MemberRole::Follower, Some(7)),
+            member("node-3", MemberRole::Learner, None),
+        ];
+        let shown = |status: &Status| {
+            metrics.raft(status, &Counters::default(), false);
+            let page = metrics.page().unwrap();
+            let lines = page.lines().filter(|line| line.starts_with("openclaw_raft_replication_lag_entries{"));
+            lines.map(|line| line.split_once('{').unwrap().1.to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(shown(&status), [r#"peer="node-2"} 3"#, r#"peer="node-3"} 10"#]);
+        status.members.pop();
+        assert_eq!(shown(&status), [r#"peer="node-2"} 3"#]);
+        status.is_leader = false;
+        assert_eq!(shown(&status), [""; 0]);
     }
 
     #[test]

@@ -370,11 +370,16 @@ async fn the_first_address_that_answers_is_used() {
 async fn health_answers_by_exit_code() {
     let ready = Fake::start(|_, asked| match asked.what.as_str() {
         "GET /api/v1/health/live" => Answer::Json(200, json!({ "ok": true, "status": "live" })),
-        _ => Answer::Json(503, json!({ "ok": false, "status": "no_quorum" })),
+        "GET /api/v1/health" | "GET /api/v1/health/ready" => {
+            Answer::Json(503, json!({ "ok": false, "status": "no_quorum" }))
+        }
+        other => panic!("{other}"),
     })
     .await;
     let said = ready.run(&["health", "--live"]).await;
     assert_eq!((said.code, said.stdout.as_str()), (0, "live\n"));
+    let said = ready.run(&["health", "--ready"]).await;
+    assert_eq!((said.code, said.stdout.as_str()), (1, "no_quorum\n"));
     let said = ready.run(&["health"]).await;
     assert_eq!((said.code, said.stdout.as_str()), (1, "no_quorum\n"));
     let said = ready.run(&["health", "--json"]).await;

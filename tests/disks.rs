@@ -16,6 +16,7 @@ use jepsen_lite::cluster::{Cluster, Options};
 use jepsen_lite::disk;
 use jepsen_lite::disk::sync::lying_fsync;
 use jepsen_lite::workloads::append::{self, Load};
+use openclaw_config::ByteCount;
 use openclaw_proto::ids::{IdempotencyKey, SessionKey};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -251,6 +252,43 @@ fn an_instance_whose_disk_is_full_ends_and_comes_back_once_there_is_room() -> Re
         })
         .await
     })
+}
+
+#[test]
+fn an_instance_says_that_its_disk_is_nearly_full_while_it_still_serves() -> Result<()> {
+    alone("an_instance_says_that_its_disk_is_nearly_full_while_it_still_serves", disk::usable, async || {
+        let limited = options().disks(DISK).settings(|settings| {
+            settings.diagnostics.health.min_free_bytes = ByteCount::mib(64);
+        });
+        on(limited, async |cluster| {
+            let well = async |cluster: &Cluster, wanted: bool| {
+                let address = cluster.instances()[1].http;
+                let deadline = Instant::now() + SOON;
+                while status(address, "/api/v1/health").await? != if wanted { 200 } else { 503 } {
+                    ensure!(Instant::now() < deadline, "health is not {wanted} within {SOON:?}");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                ensure!(status(address, "/api/v1/health/ready").await? == 200, "it serves");
+                Ok::<_, anyhow::Error>(())
+            };
+            well(cluster, true).await?;
+            cluster.fill_disk(1, 32 << 20).await?;
+            well(cluster, false).await?;
+            let load = load("nearly", cluster)?;
+            more(&load, 50).await?;
+            cluster.free_disk(1).await?;
+            well(cluster, true).await?;
+            judge(cluster, load).await
+        })
+        .await
+    })
+}
+
+/// The status code of a question.
+async fn status(address: std::net::SocketAddr, path: &str) -> Result<u16> {
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let client = reqwest::Client::builder().no_proxy().tls_certs_only([]).timeout(REQUEST).build()?;
+    Ok(client.get(format!("http://{address}{path}")).send().await?.status().as_u16())
 }
 
 #[test]

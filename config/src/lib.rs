@@ -9,6 +9,7 @@ pub mod agents;
 pub mod channels;
 pub mod cluster;
 mod decode;
+pub mod diagnostics;
 mod document;
 #[cfg(test)]
 mod fuzz;
@@ -30,6 +31,7 @@ use serde::{Deserialize, Serialize};
 pub use agents::Agents;
 pub use channels::Channels;
 pub use cluster::Cluster;
+pub use diagnostics::Diagnostics;
 pub use gateway::Gateway;
 pub use load::{Loaded, Override, Sources, VARIABLES, load};
 pub use logging::Logging;
@@ -62,6 +64,8 @@ pub struct Config {
     pub messages: Messages,
     /// Logs.
     pub logging: Logging,
+    /// Traces, and the limits of health.
+    pub diagnostics: Diagnostics,
 }
 
 impl Config {

@@ -36,6 +36,9 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("OPENCLAW_GATEWAY_TOKEN", "gateway.auth.token"),
     ("OPENCLAW_LOG_LEVEL", "logging.level"),
     ("OPENCLAW_LOG_FORMAT", "logging.format"),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "diagnostics.otel.endpoint"),
+    ("OTEL_SERVICE_NAME", "diagnostics.otel.serviceName"),
+    ("OTEL_TRACES_SAMPLER_ARG", "diagnostics.otel.sampleRate"),
     ("OPENCLAW_ECHO_TOKEN_DELAY_MS", "models.providers.echo.tokenDelayMs"),
 ];
 

@@ -2,7 +2,7 @@
 //! `openclaw.json` loads. Source: upstream's configuration reference, 2026-08.
 
 /// Sections of later versions of this gateway, by path.
-const LATER: &[&str] = &["mcp", "diagnostics", "channels.slack", "channels.whatsapp"];
+const LATER: &[&str] = &["mcp", "channels.slack", "channels.whatsapp"];
 
 /// Sections that this gateway has no use for.
 const SECTIONS: &[&str] = &[
@@ -111,6 +111,8 @@ const KEYS: &[(&str, &[&str])] = &[
     ("channels.discord.streaming", STREAMING),
     ("channels.discord.accounts.*.streaming", STREAMING),
     ("messages.queue", &["mode", "debounceMs", "drop", "byChannel", "debounceMsByChannel"]),
+    ("diagnostics", &["enabled", "flags", "cacheTrace", "stuckSessionWarnMs"]),
+    ("diagnostics.otel", &["protocol", "traces", "metrics", "logs", "flushIntervalMs", "captureContent"]),
     ("logging", &["file", "consoleLevel", "consoleStyle", "redactPatterns", "redactSensitive", "maxFileBytes"]),
 ];
 

@@ -12,6 +12,7 @@ use openraft::Raft;
 use openraft::errors::ClientWriteError;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tracing::Span;
 
 use crate::clock::Clock;
 use crate::command;
@@ -20,6 +21,7 @@ use crate::planted::{Bug, planted};
 use crate::state_machine::{self, LogPosition, Overlay};
 use crate::status::Status;
 use crate::storage::{SnapshotStore, StateReader, StateStore};
+use crate::trace;
 use crate::types::{EncodedCommand, LogId, NodeId, TypeConfig, Vote};
 use crate::wire;
 
@@ -185,9 +187,17 @@ impl Group {
         self.0.raft.with_raft_state(|state| (*state.vote_ref(), state.log_ids.last().copied())).await
     }
 
-    /// Commits `commands`, in this order, if this instance leads. One result each.
-    pub(crate) async fn propose_here(&self, commands: Vec<Bytes>, timeout: Duration) -> Vec<pb::ProposeResult> {
+    /// Commits `commands`, in this order, if this instance leads. One result each. `traces` has the traceparent of each, or
+    /// is empty.
+    pub(crate) async fn propose_here(
+        &self,
+        commands: Vec<Bytes>,
+        traces: Vec<String>,
+        timeout: Duration,
+    ) -> Vec<pb::ProposeResult> {
         let count = commands.len();
+        let mut spans =
+            traces.iter().take(count).map(|parent| self.commit_span(parent)).collect::<Vec<_>>().into_iter();
         let deadline =
             tokio::time::Instant::now() + if planted(Bug::AckBeforeCommit) { timeout.min(HASTE) } else { timeout };
         let foreseen = planted(Bug::AckBeforeCommit).then(|| self.foresee(&commands));
@@ -199,7 +209,13 @@ impl Group {
             Ok(mut writes) => {
                 while results.len() < count {
                     match tokio::time::timeout_at(deadline, writes.next()).await {
-                        Ok(Some(Ok(written))) => results.push(result(written)),
+                        Ok(Some(Ok(written))) => {
+                            let result = result(written);
+                            if let Some(span) = spans.next() {
+                                end_commit_span(span, &result);
+                            }
+                            results.push(result);
+                        }
                         Ok(Some(Err(fatal))) => {
                             reason = fatal.to_string();
                             break;
@@ -216,6 +232,17 @@ impl Group {
         // The rest is in the log, or may be.
         results.resize_with(count, || failure(true, reason.clone(), None));
         results
+    }
+
+    /// The leader's part of a command that somebody traces: from here to its commit.
+    fn commit_span(&self, parent: &str) -> Span {
+        if parent.is_empty() {
+            return Span::none();
+        }
+        let leader = self.0.peers.own_id();
+        let span = tracing::trace_span!("commit", %leader, log_index = tracing::field::Empty, otel.kind = "server");
+        trace::follow(&span, parent);
+        span
     }
 
     /// Only for [`Bug::AckBeforeCommit`]: what `commands` come to if they are applied next.
@@ -352,6 +379,13 @@ fn stamp(command: &Bytes, now_ms: u64) -> Bytes {
     stamped.push(NOW_MS_TAG);
     prost::encoding::encode_varint(now_ms, &mut stamped);
     stamped.into()
+}
+
+/// Ends the span of a command that has its result.
+fn end_commit_span(span: Span, result: &pb::ProposeResult) {
+    if let Some(pb::propose_result::Result::Committed(committed)) = &result.result {
+        span.record("log_index", committed.log_index);
+    }
 }
 
 fn failure(effect_unknown: bool, reason: String, leader: Option<NodeId>) -> pb::ProposeResult {

@@ -25,6 +25,7 @@ mod snapshots;
 pub mod state_machine;
 mod status;
 mod storage;
+pub mod trace;
 mod types;
 mod wire;
 

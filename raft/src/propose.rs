@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use crate::command as encoding;
 use crate::group::Group;
 use crate::network::never_sent;
+use crate::trace;
 
 /// Commands that may wait before a caller is told that this instance is busy.
 const QUEUE: usize = 16 * 1024;
@@ -78,6 +79,8 @@ type Answer = oneshot::Sender<Result<Committed, ProposeError>>;
 
 struct Waiting {
     command: Bytes,
+    /// Of who proposes; empty where nobody traces.
+    trace_parent: String,
     since: Instant,
     deadline: Instant,
     /// Some attempt may have put it into the log.
@@ -124,7 +127,8 @@ impl Proposer {
         let since = Instant::now();
         let (answer, answered) = oneshot::channel();
         let reason = "no leader is known".to_owned();
-        let waiting = Waiting { command, since, deadline: since + timeout, sent: false, reason, answer };
+        let trace_parent = trace::parent();
+        let waiting = Waiting { command, trace_parent, since, deadline: since + timeout, sent: false, reason, answer };
         self.queue.try_send(waiting).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => ProposeError::Busy,
             mpsc::error::TrySendError::Closed(_) => ProposeError::Stopped,
@@ -192,11 +196,12 @@ async fn settle(group: Group, mut batch: Vec<Waiting>) {
         };
         let commands = batch.iter().map(|waiting| waiting.command.clone()).collect();
         let timeout = earliest.saturating_duration_since(now);
+        let traces = traces(&batch);
         let results = if leader == group.own_node() {
-            group.propose_here(commands, timeout).await
+            group.propose_here(commands, traces, timeout).await
         } else {
             tokio::select! {
-                results = propose_there(&group, leader, commands, timeout) => results,
+                results = propose_there(&group, leader, commands, traces, timeout) => results,
                 // Who was asked may be cut off, and would not answer before the deadline.
                 () = another_leads(&mut status, leader) => {
                     failures(batch.len(), true, "another instance leads now".to_owned())
@@ -208,6 +213,14 @@ async fn settle(group: Group, mut batch: Vec<Waiting>) {
             wait_for_change(&mut status, Instant::now() + RETRY_PAUSE).await;
         }
     }
+}
+
+/// Who traces each command; empty if nobody traces any.
+fn traces(batch: &[Waiting]) -> Vec<String> {
+    if batch.iter().all(|waiting| waiting.trace_parent.is_empty()) {
+        return Vec::new();
+    }
+    batch.iter().map(|waiting| waiting.trace_parent.clone()).collect()
 }
 
 /// Answers the caller, or gives the command back for another attempt.
@@ -255,7 +268,13 @@ fn failures(count: usize, effect_unknown: bool, reason: String) -> Vec<pb::Propo
     vec![pb::ProposeResult { result: Some(pb::propose_result::Result::Failure(failure)) }; count]
 }
 
-async fn propose_there(group: &Group, leader: u64, commands: Vec<Bytes>, timeout: Duration) -> Vec<pb::ProposeResult> {
+async fn propose_there(
+    group: &Group,
+    leader: u64,
+    commands: Vec<Bytes>,
+    trace_parents: Vec<String>,
+    timeout: Duration,
+) -> Vec<pb::ProposeResult> {
     let count = commands.len();
     let all = |effect_unknown: bool, reason: String| failures(count, effect_unknown, reason);
     let Some((instance, addr)) = group.address_of(leader) else {
@@ -269,6 +288,7 @@ async fn propose_there(group: &Group, leader: u64, commands: Vec<Bytes>, timeout
         header: Some(group.peers().header(group.id(), leader)),
         commands,
         timeout_ms: u32::try_from(remote.as_millis()).unwrap_or(u32::MAX),
+        trace_parents,
     };
     let mut client = group.peers().client(&instance, &addr);
     match tokio::time::timeout(timeout, client.propose(request)).await {

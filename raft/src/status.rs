@@ -29,6 +29,8 @@ pub struct Status {
     pub term: u64,
     pub committed_index: u64,
     pub applied_index: u64,
+    /// The newest in this instance's log, committed or not.
+    pub last_log_index: u64,
     /// Last log index that the newest snapshot covers.
     pub snapshot_index: u64,
     /// A leader that is known to be there: this instance, heard by a quorum, or another, heard by this one.
@@ -112,6 +114,7 @@ impl Status {
             term: metrics.current_term,
             committed_index: index(&metrics.local_committed),
             applied_index: index(&metrics.last_applied),
+            last_log_index: metrics.last_log_index.unwrap_or_default(),
             snapshot_index: index(&metrics.snapshot),
             has_quorum: has_quorum(metrics, contact, silence),
             heard: contact.last(),

@@ -30,6 +30,7 @@ use prost::Message;
 
 const SESSION: &str = "agent:main:main";
 const TURN: &str = "0192e0a1b2c37d4e8f90a1b2c3d4e5f6";
+const TRACE_PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 const NOW_MS: u64 = 1_700_000_000_123;
 
 fn folder() -> PathBuf {
@@ -127,7 +128,13 @@ fn turn() -> Turn {
         answered_by: "echo/echo".to_owned(),
         reply_to: reply_to(),
         preview: "56".to_owned(),
+        request_id: String::new(),
+        trace_parent: String::new(),
     }
+}
+
+fn traced_turn() -> Turn {
+    Turn { request_id: "r-1".to_owned(), trace_parent: TRACE_PARENT.to_owned(), ..turn() }
 }
 
 fn instance() -> Instance {
@@ -202,7 +209,22 @@ fn intent() -> Intent {
         message_ids: vec!["55".to_owned()],
         turn_id: TURN.to_owned(),
         preview: "56".to_owned(),
+        trace_parent: String::new(),
     }
+}
+
+fn traced_intent() -> Intent {
+    Intent { trace_parent: TRACE_PARENT.to_owned(), ..intent() }
+}
+
+fn traced_accept() -> command::Kind {
+    command::Kind::Accept(Accept {
+        session_key: SESSION.to_owned(),
+        turn_id: TURN.to_owned(),
+        request_id: "r-1".to_owned(),
+        trace_parent: TRACE_PARENT.to_owned(),
+        ..Accept::default()
+    })
 }
 
 fn pairing() -> Pairing {
@@ -229,6 +251,8 @@ fn commands() -> Vec<command::Kind> {
             max_queued: 20,
             reply_to: None,
             sender: String::new(),
+            request_id: String::new(),
+            trace_parent: String::new(),
         }),
         command::Kind::Complete(Complete {
             turn_id: turn_id.clone(),
@@ -384,6 +408,7 @@ fn commands_keep_their_bytes() {
     for kind in commands() {
         check(&format!("command.{}", kind_name(&kind)), &command(kind));
     }
+    check("command.accept.traced", &command(traced_accept()));
 }
 
 #[test]
@@ -399,10 +424,12 @@ fn rows_keep_their_bytes() {
     check("row.session.labelled", &labelled_session());
     check("row.entry", &entry());
     check("row.turn", &turn());
+    check("row.turn.traced", &traced_turn());
     check("row.instance", &instance());
     check("row.lease", &lease());
     check("row.cursor", &cursor());
     check("row.intent", &intent());
+    check("row.intent.traced", &traced_intent());
     check("row.pairing", &pairing());
     for (name, answer) in answers() {
         let body_hash = inbox().unwrap().body_hash;
@@ -498,7 +525,10 @@ fn every_variant_has_golden_bytes_and_every_file_is_checked() {
         "row.session",
         "row.session.labelled",
         "row.entry",
+        "command.accept.traced",
         "row.turn",
+        "row.turn.traced",
+        "row.intent.traced",
         "row.instance",
         "row.lease",
         "row.cursor",

@@ -4,9 +4,12 @@ use axum::Json as Answer;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
-use openclaw_proto::http::{ChatRequest, ChatResponse, CommandRequest, CommandResponse, ErrorCode, INDEX, Reply};
+use openclaw_proto::http::{
+    ChatRequest, ChatResponse, CommandRequest, CommandResponse, ErrorCode, INDEX, REQUEST_ID, Reply,
+};
 use openclaw_proto::ids::{StreamPosition, TurnId};
 use openclaw_proto::state::Accept;
+use openclaw_raft::trace;
 use serde::Deserialize;
 use tokio::time::{Instant, timeout_at};
 
@@ -90,6 +93,8 @@ pub(super) async fn accept(gateway: &Gateway, headers: &HeaderMap, incoming: Inc
         model: incoming.model.unwrap_or_default().to_owned(),
         runner: runner.into(),
         max_queued: gateway.parts().max_queued,
+        request_id: single(headers, REQUEST_ID)?.unwrap_or_default().to_owned(),
+        trace_parent: trace::parent(),
         ..Accept::default()
     };
     let Committed { index, value } = gateway.store().accept(command, gateway.limits().request).await?;

@@ -58,6 +58,8 @@ pub struct ClusterStatus {
     pub maintenance: bool,
     /// On its way out.
     pub draining: bool,
+    /// Why consensus has stopped for good, if it has.
+    pub failed: Option<String>,
 }
 
 /// Why the cluster did not do what was asked.

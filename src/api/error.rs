@@ -112,12 +112,13 @@ pub(super) fn body(error: &ApiError, request_id: &RequestId, openai: bool) -> (H
     (HeaderValue::from_static("application/json"), bytes.unwrap_or_default())
 }
 
-/// Puts an error's body into its response.
-pub(super) fn render(response: &mut Response, request_id: &RequestId, openai: bool) {
-    let Some(Problem(error)) = response.extensions_mut().remove::<Problem>() else { return };
+/// Puts an error's body into its response; which error it is, if it is one.
+pub(super) fn render(response: &mut Response, request_id: &RequestId, openai: bool) -> Option<ErrorCode> {
+    let Problem(error) = response.extensions_mut().remove::<Problem>()?;
     let (content_type, bytes) = body(&error, request_id, openai);
     response.headers_mut().insert(CONTENT_TYPE, content_type);
     *response.body_mut() = Body::from(bytes);
+    Some(error.code)
 }
 
 /// An error as OpenAI's clients read it.

@@ -31,6 +31,7 @@ mod webchat;
 pub use channels::ChannelView;
 pub use cluster::{ClusterError, ClusterStatus, ClusterView};
 pub use error::ApiError;
+pub use health::{HealthView, standing};
 pub use overview::OverviewView;
 
 use std::net::SocketAddr;
@@ -80,6 +81,7 @@ pub struct Parts {
     pub agents: Agents,
     pub cluster: Arc<dyn ClusterView>,
     pub channels: Arc<dyn ChannelView>,
+    pub health: Arc<dyn HealthView>,
     pub overview: Arc<dyn OverviewView>,
     pub metrics: Metrics,
     pub config: gateway::Gateway,
@@ -214,7 +216,7 @@ pub fn router(gateway: Gateway) -> Router {
         .route("/cluster", get(webchat::dashboard))
         .route("/{asset}", get(webchat::asset))
         .route("/api/v1/openapi.json", get(openapi::get))
-        .route("/api/v1/health", get(health::ready))
+        .route("/api/v1/health", get(health::health))
         .route("/api/v1/health/live", get(health::live))
         .route("/api/v1/health/ready", get(health::ready))
         .route("/health", get(health::live))

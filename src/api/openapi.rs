@@ -41,6 +41,7 @@ use super::{Gateway, channels, chat, cluster, health, maintenance, metrics, open
         channels::revoke,
         maintenance::get,
         maintenance::set,
+        health::health,
         health::live,
         health::ready,
         metrics::get,
@@ -81,8 +82,7 @@ mod tests {
     use super::*;
 
     /// The same answers under names that probes and scrapers expect.
-    const ALIASES: [&str; 7] =
-        ["/health", "/healthz", "/ready", "/readyz", "/metrics", "/api/v1/health", "/v1/models/{*id}"];
+    const ALIASES: [&str; 6] = ["/health", "/healthz", "/ready", "/readyz", "/metrics", "/v1/models/{*id}"];
     /// Files, not interface.
     const FILES: [&str; 3] = ["/", "/cluster", "/{asset}"];
 

@@ -5,6 +5,7 @@
 //! is left of them is handed over; the instance's epoch; consensus; storage.
 
 mod channels;
+mod health;
 mod overview;
 mod view;
 
@@ -118,8 +119,9 @@ impl App {
         let instance_id = config.cluster.instance_id_or_default();
         let data_dir = config.storage.data_dir.join(instance_id.as_str());
         private_dir(&data_dir)?;
-        let models = Models::from_config(&config.models).map_err(|error| Stopped::Config(error.to_string()))?;
         let metrics = Metrics::new().map_err(|error| Stopped::Fatal(error.to_string()))?;
+        let models = Models::from_config(&config.models).map_err(|error| Stopped::Config(error.to_string()))?;
+        let models = models.counted(metrics.clone());
 
         let mut http = Vec::new();
         for address in config.gateway.listen() {
@@ -219,10 +221,11 @@ impl App {
             health: health.clone(),
             webhooks: accounts.webhooks(&context),
         };
+        let vitals = health::Vitals::new(health.clone(), config.diagnostics.health.clone(), data_dir.clone());
         let supervisor = Supervisor {
             context,
             follow: follow.clone(),
-            validity,
+            validity: validity.clone(),
             session: session.clone(),
             health,
             accounts: accounts.configured,
@@ -234,6 +237,7 @@ impl App {
         let view = view::View { node: node.clone(), readiness: readiness.clone(), load: load.clone(), hashing };
         let (cluster_view, channel_view): (Arc<dyn ClusterView>, Arc<dyn ChannelView>) =
             (Arc::new(view), Arc::new(channel_view));
+        workers.spawn(vitals.clone().watch(cluster_view.clone(), validity, metrics.clone(), tasks.clone()));
         let overview = overview::View {
             observer,
             cluster: cluster_view.clone(),
@@ -250,6 +254,7 @@ impl App {
             agents: config.agents.clone(),
             cluster: cluster_view,
             channels: channel_view,
+            health: Arc::new(vitals),
             overview: Arc::new(overview),
             metrics: metrics.clone(),
             config: config.gateway.clone(),

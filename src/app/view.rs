@@ -98,6 +98,7 @@ impl ClusterView for View {
             has_quorum: status.has_quorum,
             maintenance: self.readiness.is_in_maintenance(),
             draining: self.readiness.is_stopping(),
+            failed: status.failed,
         }
     }
 

@@ -15,10 +15,13 @@ use openclaw_proto::ids::{ChannelAccount, SeqNum, SessionKey};
 use openclaw_proto::state::update_intent::Step;
 use openclaw_proto::state::{Intent, IntentState};
 use openclaw_raft::planted::{Bug, planted};
+use openclaw_raft::trace;
+use parking_lot::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
-use tracing::{debug, info, warn};
+use tracing::{Instrument, Span, debug, info, trace_span, warn};
 
+use super::health::Health;
 use super::outlet::Outlet;
 use super::writing::Writing;
 use super::{SendError, SendKey, Sent};
@@ -47,6 +50,9 @@ pub(super) struct Delivery {
 struct Shared {
     outlet: Outlet,
     writing: Writing,
+    health: Health,
+    /// Since when each chat in which something waits has had nothing sent. Later than now: the platform asked for a pause.
+    standing: Mutex<BTreeMap<String, Instant>>,
 }
 
 /// Why a chat's delivery stopped.
@@ -58,19 +64,21 @@ enum Stop {
 }
 
 impl Delivery {
-    pub(super) fn new(outlet: Outlet, writing: Writing) -> Self {
-        Self { shared: Arc::new(Shared { outlet, writing }) }
+    pub(super) fn new(outlet: Outlet, writing: Writing, health: Health) -> Self {
+        Self { shared: Arc::new(Shared { outlet, writing, health, standing: Mutex::default() }) }
     }
 
     /// Runs until it is to finish, or until the tenure ends; what is being sent then is dropped.
     pub(super) async fn run(self) {
         let ended = self.shared.outlet.tenure.ended.clone();
         let (account, metrics) = (self.shared.outlet.channel.account().clone(), self.shared.outlet.metrics.clone());
+        let health = self.shared.health.clone();
         ended.run_until_cancelled(self.deliver()).await;
         // What waits is for the next owner to tell.
         for gauge in [&metrics.channel_outbox_waiting, &metrics.channel_outbox_oldest] {
             gauge.with_label_values(&[account.as_str()]).set(0);
         }
+        health.waits(&account, None);
     }
 
     async fn deliver(self) {
@@ -137,6 +145,16 @@ impl Delivery {
         set(&metrics.channel_outbox_waiting, waiting.values().map(|intents| intents.len() as u64).sum());
         let oldest = waiting.values().filter_map(|intents| intents.first()).map(|intent| intent.created_ms).min();
         set(&metrics.channel_outbox_oldest, oldest.map_or(0, |since| age_of(since).as_secs()));
+        let now = Instant::now();
+        let longest = {
+            let mut standing = self.shared.standing.lock();
+            standing.retain(|chat, _| waiting.contains_key(chat));
+            for chat in waiting.keys().filter(|chat| !chat.is_empty()) {
+                standing.entry(chat.clone()).or_insert(now);
+            }
+            standing.values().min().copied()
+        };
+        self.shared.health.waits(account, longest);
     }
 
     /// What can be sent, by chat, each in its order; the chat that has waited longest first, so that owners who follow
@@ -176,9 +194,22 @@ impl Shared {
         self.outlet.settings.unknown == UnknownPolicy::Hold && !replaces_preview(intent) && !planted(Bug::RepeatedSend)
     }
 
+    /// Something was sent in the chat, or the platform asked to wait until then.
+    fn moved(&self, chat: &str, at: Instant) {
+        if let Some(since) = self.standing.lock().get_mut(chat) {
+            *since = at.max(*since);
+        }
+    }
+
     async fn deliver_chat(&self, intents: Vec<Intent>) -> Stop {
         for intent in intents {
-            if let Err(stop) = self.deliver_one(intent).await {
+            let traced = if intent.trace_parent.is_empty() {
+                Span::none()
+            } else {
+                trace_span!("deliver", account = intent.account, intent = intent.id, otel.kind = "producer")
+            };
+            trace::follow(&traced, &intent.trace_parent);
+            if let Err(stop) = self.deliver_one(intent).instrument(traced).await {
                 return stop;
             }
         }
@@ -247,9 +278,11 @@ impl Shared {
                     let channel = self.outlet.channel.account().channel();
                     let took = age_of(intent.created_ms).as_secs_f64();
                     self.outlet.metrics.channel_delivery_duration.with_label_values(&[channel]).observe(took);
+                    self.moved(&to.chat, Instant::now());
                     return self.delivered(id, sent.message_id).await;
                 }
                 Ok(sent) => {
+                    self.moved(&to.chat, Instant::now());
                     self.say(id, Step::Sent(sent.message_id)).await?;
                     intent.pieces_sent += 1;
                     intent.attempts = 0;
@@ -268,8 +301,11 @@ impl Shared {
                     warn!(account = %to.account, intent = id, reason, "the platform refuses a message");
                     return self.say(id, Step::Failed(reason)).await;
                 }
-                Err(SendError::Later { reason, after }) => {
+                Err(SendError::Later { reason, after, asked }) => {
                     debug!(account = %to.account, intent = id, reason, ?after, "not sent yet");
+                    if asked {
+                        self.moved(&to.chat, Instant::now() + after);
+                    }
                     self.say(id, Step::Unsent(reason)).await?;
                     return Err(Stop::Until(Instant::now() + after));
                 }

@@ -3,10 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use openclaw_proto::ids::ChannelAccount;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::{ReceiveError, Reporter};
@@ -22,6 +23,23 @@ pub struct Status {
     pub last_inbound_ms: u64,
     /// Of the last failure that was not followed by success.
     pub last_error: Option<String>,
+    /// When the platform last answered; at first, when this instance began to run the account.
+    pub heard: Option<Instant>,
+    /// Since when the chat that waits longest has had nothing sent, pauses that the platform asked for left out; absent:
+    /// nothing waits.
+    pub waits_since: Option<Instant>,
+}
+
+impl Status {
+    /// How long the platform has not answered, for an account that runs here.
+    pub fn silence(&self) -> Option<Duration> {
+        self.heard.filter(|_| self.runs).map(|heard| heard.elapsed())
+    }
+
+    /// How long nothing was sent of what waits longest, for an account that runs here.
+    pub fn standstill(&self) -> Option<Duration> {
+        self.waits_since.filter(|_| self.runs).map(|since| since.elapsed())
+    }
 }
 
 /// Every account of which this instance knows something; cheap to clone.
@@ -43,6 +61,7 @@ impl Health {
     pub(super) fn started(&self, account: &ChannelAccount) {
         self.change(account, |status| {
             (status.runs, status.connected, status.last_error) = (true, false, None);
+            (status.heard, status.waits_since) = (Some(Instant::now()), None);
         });
         self.metrics.channel_starts.with_label_values(&[account.as_str()]).inc();
     }
@@ -50,7 +69,22 @@ impl Health {
     pub(super) fn stopped(&self, account: &ChannelAccount) {
         self.change(account, |status| {
             (status.runs, status.connected, status.last_error) = (false, false, None);
+            (status.heard, status.waits_since) = (None, None);
         });
+    }
+
+    /// Shows how long each account has not been answered.
+    pub fn measure(&self) {
+        for (account, status) in self.accounts.lock().iter() {
+            let seconds = status.silence().unwrap_or_default().as_secs();
+            let silence = self.metrics.channel_silence.with_label_values(&[account.as_str()]);
+            silence.set(i64::try_from(seconds).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// Since when nothing was sent of what waits.
+    pub(super) fn waits(&self, account: &ChannelAccount, since: Option<Instant>) {
+        self.change(account, |status| status.waits_since = since);
     }
 
     /// Takes note of why receiving stopped. The same cause is logged once, not with every attempt.
@@ -102,8 +136,12 @@ impl Reporter for AccountReporter {
             if !status.connected {
                 info!(account = %self.account, "the channel receives");
             }
-            (status.connected, status.last_error) = (true, None);
+            (status.connected, status.last_error, status.heard) = (true, None, Some(Instant::now()));
         });
+    }
+
+    fn heard(&self) {
+        self.health.change(&self.account, |status| status.heard = Some(Instant::now()));
     }
 
     fn disconnected(&self, reason: &str) {
@@ -114,5 +152,6 @@ impl Reporter for AccountReporter {
 
     fn received(&self) {
         self.health.received(&self.account);
+        self.heard();
     }
 }

@@ -16,10 +16,11 @@ use openclaw_proto::state::outcome::Kind as Outcome;
 use openclaw_proto::state::{self, Accept, Enqueue, InboxKey, RequestPairing};
 use rand::Rng;
 use sha2::{Digest, Sha256};
-use tracing::{debug, info, warn};
+use tracing::{Instrument, debug, info, warn};
 
 use super::policy::{self, Verdict};
 use super::{Inbox, InboxError, Tenure};
+use crate::logging;
 use crate::message::{InboundMessage, ReplyAddress};
 use crate::metrics::Metrics;
 use crate::sessions::commands::{self, ChatCommand, Commander, Done};
@@ -27,6 +28,7 @@ use crate::sessions::router::{self, RouteError};
 use crate::store::channels::{ChannelStore, OwnerError};
 use crate::store::{AcceptError, CommitError};
 use openclaw_raft::state_machine::rendezvous;
+use openclaw_raft::trace;
 
 /// Of one commit.
 pub const COMMIT: Duration = Duration::from_secs(5);
@@ -116,6 +118,9 @@ impl Intake {
             max_queued: self.context.max_queued,
             reply_to: Some(to_proto(&message.reply_to)),
             sender: cut(&message.sender.name).to_owned(),
+            // A webhook is an HTTP request.
+            request_id: logging::request_id().map(String::from).unwrap_or_default(),
+            trace_parent: trace::parent(),
         };
         match self.context.store.as_sessions().accept(command, COMMIT).await {
             Ok(_) => Ok(()),
@@ -185,7 +190,8 @@ impl Inbox for Intake {
         Box::pin(async move {
             // In their order, so that a conversation reads as it was written.
             for message in messages {
-                self.take_one(message).await?;
+                let traced = tracing::trace_span!("message", account = %self.account, otel.kind = "consumer");
+                self.take_one(message).instrument(traced).await?;
             }
             Ok(())
         })

@@ -116,6 +116,8 @@ pub enum ReceiveError {
 pub trait Reporter: Send + Sync {
     /// The platform answers.
     fn connected(&self);
+    /// It still does, though there is nothing new: a poll that found nothing, the answer to a heartbeat.
+    fn heard(&self);
     fn disconnected(&self, reason: &str);
     /// Something came in, of whatever kind.
     fn received(&self);
@@ -134,9 +136,10 @@ pub enum SendError {
     /// The platform refuses this message for good: blocked, no such chat. Nothing was sent.
     #[error("{0}")]
     Refused(String),
-    /// Nothing was sent; not before `after` again.
+    /// Nothing was sent; not before `after` again. `asked`: the platform asked for that pause, as it does of all; else it
+    /// could not be reached, or does not want this bot.
     #[error("{reason}")]
-    Later { reason: String, after: Duration },
+    Later { reason: String, after: Duration, asked: bool },
     /// It may have been sent: no answer came.
     #[error("{0}")]
     Unknown(String),

@@ -184,7 +184,7 @@ impl Supervisor {
         );
         let finish = outlet.finish.clone();
         let writing = Writing::new(outlet.clone(), self.follow.clone());
-        let delivery = Delivery::new(outlet, writing.clone());
+        let delivery = Delivery::new(outlet, writing.clone(), self.health.clone());
         let span = info_span!("channel", %account, fencing_token = lease.fencing_token);
         let (channel, health) = (configured.channel.clone(), self.health.clone());
         let task = tokio::spawn(

@@ -13,6 +13,17 @@ use serde::de::DeserializeOwned;
 use super::exit::{Exit, Failure};
 use super::target::{Connection, Place, Target, resolve};
 
+/// Which question about an instance's health.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// Does the process live?
+    Live,
+    /// Can it serve?
+    Ready,
+    /// Is all well with it?
+    Health,
+}
+
 /// The longest answer read into memory; one page of a session's entries stays well below.
 const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -163,9 +174,13 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::get`].
-    pub(crate) async fn health(&self, kind: &str) -> Result<http::Health, Failure> {
-        let path = ["api", "v1", "health", kind];
-        let response = self.send(Effect::None, |place| self.request(place, Method::GET, &path, &[])).await?;
+    pub(crate) async fn health(&self, asked: Asked) -> Result<http::Health, Failure> {
+        let path: &[&str] = match asked {
+            Asked::Live => &["api", "v1", "health", "live"],
+            Asked::Ready => &["api", "v1", "health", "ready"],
+            Asked::Health => &["api", "v1", "health"],
+        };
+        let response = self.send(Effect::None, |place| self.request(place, Method::GET, path, &[])).await?;
         let status = response.status();
         let bytes = body(response, Effect::None).await?;
         match serde_json::from_slice(&bytes) {

@@ -21,6 +21,7 @@ use super::exit::{Exit, Failure};
 use super::settings;
 use crate::app::{self, Stopped};
 use crate::logging;
+use crate::traces::Traces;
 
 impl From<Stopped> for Failure {
     fn from(stopped: Stopped) -> Self {
@@ -139,7 +140,9 @@ pub(super) fn run(arguments: Gateway) -> Result<Exit, Failure> {
     ]);
     let loaded = settings::load(arguments.config, overrides, arguments.lenient_config)?;
     let instance = loaded.config.cluster.instance_id_or_default();
-    let _log = logging::start(&loaded.config.logging, &instance)
+    let traces = Traces::start(&loaded.config.diagnostics.otel, &instance)
+        .map_err(|error| Failure::new(Exit::Config, error.to_string()))?;
+    let _log = logging::start(&loaded.config.logging, &instance, traces)
         .map_err(|error| Failure::new(Exit::Config, error.to_string()))?;
     for warning in &loaded.warnings {
         warn!(%warning, "configuration");

@@ -3,9 +3,9 @@
 use clap::Args;
 use openclaw_proto::http;
 
-use super::client::Client;
+use super::client::{Asked, Client};
 use super::exit::{Exit, Failure};
-use super::health::word;
+use super::health::{reasons, word};
 use super::output::{self, facts, span};
 use super::target::Connection;
 use super::{cluster, sessions};
@@ -40,7 +40,7 @@ struct Counted {
 pub(super) async fn run(arguments: Status, json: bool) -> Result<Exit, Failure> {
     let client = Client::new(&arguments.connection)?;
     // Health first: it answers even when nothing else can.
-    let health = client.health("ready").await?;
+    let health = client.health(Asked::Health).await?;
     let cluster = cluster::fetch(&client).await?;
     // Counting needs a quorum; without one the rest of the screen matters all the more.
     let sessions = match sessions::page(&client, sessions::PAGE, None).await {
@@ -83,7 +83,9 @@ fn render(health: &http::Health, cluster: &http::Cluster, counted: Option<&Count
         lines.push(("turns here", detail.running_turns.to_string()));
     }
     lines.push(("sessions", sessions));
-    format!("{}{}", facts(lines), cluster::render(cluster))
+    let reasons = reasons(health);
+    let gap = if reasons.is_empty() { "" } else { "\n" };
+    format!("{}{gap}{reasons}{gap}{}", facts(lines), cluster::render(cluster))
 }
 
 #[cfg(test)]
@@ -103,6 +105,7 @@ mod tests {
                 term: 3,
                 applied_index: 1200,
                 running_turns: 2,
+                reasons: Vec::new(),
             }),
         };
         let counted = Counted { sessions: 100, more: true, running_turns: 3, queued_turns: 1 };
@@ -119,5 +122,15 @@ mod tests {
         committed  log index 1204
         ");
         assert!(render(&health, &cluster::tests::example(), None).contains("not known without a quorum"));
+
+        let mut unwell = http::Health { ok: false, status: http::HealthStatus::Unwell, ..health };
+        let reason = http::HealthReason {
+            condition: http::HealthCondition::ChannelDeaf,
+            account: Some("telegram:default".into()),
+            message: "it hears nothing".into(),
+        };
+        unwell.detail.as_mut().unwrap().reasons.push(reason);
+        let text = render(&unwell, &cluster::tests::example(), None);
+        assert!(text.contains("node-2 (unwell)") && text.contains("\n\nchannel_deaf: it hears nothing\n\n"), "{text}");
     }
 }

@@ -7,6 +7,7 @@
 //! [`Stretch::is_over`] asks the clock itself, for the moment after a pause in which the watcher has not woken yet.
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -53,6 +54,8 @@ pub struct Validity(Arc<Inner>);
 struct Inner {
     validity: Duration,
     stop_budget: Duration,
+    /// How often what was owned had to be let go.
+    losses: AtomicU64,
     state: Mutex<State>,
     changed: Condvar,
     stretch: watch::Sender<Option<Stretch>>,
@@ -72,7 +75,7 @@ impl Validity {
     /// When there is no thread to be had.
     pub fn start(validity: Duration, stop_budget: Duration) -> io::Result<Self> {
         let (state, changed, stretch) = (Mutex::default(), Condvar::new(), watch::Sender::new(None));
-        let inner = Arc::new(Inner { validity, stop_budget, state, changed, stretch });
+        let inner = Arc::new(Inner { validity, stop_budget, losses: AtomicU64::new(0), state, changed, stretch });
         let watched = Arc::downgrade(&inner);
         std::thread::Builder::new().name("lease-watch".into()).spawn(move || watch(&watched))?;
         Ok(Self(inner))
@@ -81,6 +84,16 @@ impl Validity {
     /// The present stretch, if any.
     pub fn stretches(&self) -> watch::Receiver<Option<Stretch>> {
         self.0.stretch.subscribe()
+    }
+
+    /// How long this instance may act as an owner if no renewal is acknowledged any more.
+    pub fn left(&self) -> Duration {
+        self.0.state.lock().stop_at.saturating_sub(now())
+    }
+
+    /// How often this instance had to stop to act as an owner.
+    pub fn losses(&self) -> &AtomicU64 {
+        &self.0.losses
     }
 
     /// A registration or renewal of `epoch` that was sent at `asked`, by [`now`], was acknowledged.
@@ -121,6 +134,7 @@ impl Validity {
 impl Inner {
     fn end(&self) {
         if let Some(stretch) = self.stretch.send_replace(None) {
+            self.losses.fetch_add(1, Ordering::Relaxed);
             stretch.ended.cancel();
         }
     }
@@ -170,6 +184,7 @@ mod tests {
         assert!(!stretch.is_over());
         tokio::time::timeout(PATIENCE, stretch.ended.cancelled()).await.unwrap();
         let at = now() - asked;
+        assert_eq!((validity.losses().load(Ordering::Relaxed), validity.left()), (1, Duration::ZERO));
         assert!(at >= VALIDITY - BUDGET, "stopped after {at:?}");
         assert!(stretch.is_over());
         assert!(validity.stretches().borrow().is_none());

@@ -5,6 +5,7 @@
 //! `agent`, and events go back to it. Provider settings come from the configuration's `models` section.
 
 mod anthropic;
+mod call;
 mod echo;
 mod error;
 mod http;

@@ -15,6 +15,7 @@ use tracing::warn;
 use super::http::{BuildError, HttpOptions, Timeouts};
 use super::retry::RetryOptions;
 use super::{Anthropic, Echo, Error, ModelProvider, OpenAi};
+use crate::metrics::Metrics;
 
 /// How much a provider is asked at once, for how long, and how often.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +48,8 @@ const LIST_AGE: Duration = Duration::from_secs(60);
 #[derive(Clone, Default)]
 pub struct Models {
     providers: Arc<BTreeMap<String, Arc<Provider>>>,
+    /// Absent in tests of the models alone.
+    pub(super) metrics: Option<Metrics>,
 }
 
 impl Models {
@@ -94,7 +97,13 @@ impl Models {
     pub fn with_provider(self, name: &str, provider: Arc<dyn ModelProvider>, limits: Limits) -> Self {
         let mut providers = (*self.providers).clone();
         providers.insert(name.to_owned(), Arc::new(Provider::new(name.to_owned(), provider, limits)));
-        Self { providers: Arc::new(providers) }
+        Self { providers: Arc::new(providers), metrics: self.metrics }
+    }
+
+    /// Has every request counted.
+    #[must_use]
+    pub fn counted(self, metrics: Metrics) -> Self {
+        Self { metrics: Some(metrics), ..self }
     }
 
     pub fn has_provider(&self, name: &str) -> bool {

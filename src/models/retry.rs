@@ -9,6 +9,7 @@ use openclaw_proto::http::ErrorCode;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, warn};
 
+use super::call::{Call, outcome};
 use super::registry::Provider;
 use super::{Error, FinishReason, ModelEvent, ModelRef, Models, Phase, Prompt, Usage};
 
@@ -146,8 +147,10 @@ impl Models {
         let models = self.clone();
         let chain = chain.to_vec();
         stream! {
-            let mut failures = Vec::new();
+            let metrics = models.metrics.as_ref();
+            let mut failures: Vec<Failure> = Vec::new();
             for model in chain {
+                models.count_fallback(failures.last());
                 let provider = match models.provider(&model) {
                     Ok(provider) => provider,
                     Err(error) => {
@@ -158,16 +161,29 @@ impl Models {
                 let mut attempts = 1;
                 loop {
                     let mut emitted = false;
+                    let mut call: Option<Call> = None;
                     let mut attempt = attempt(provider.clone(), model.clone(), prompt.clone());
                     let mut failed = None;
                     while let Some(event) = attempt.next().await {
                         match event {
                             Ok(event @ AttemptEvent::Finished { .. }) => {
+                                if let Some(call) = call.take() {
+                                    call.answered();
+                                }
                                 yield Ok(event);
                                 return;
                             }
                             Ok(event) => {
-                                emitted |= matches!(event, AttemptEvent::Delta(_));
+                                match &event {
+                                    AttemptEvent::Started { model } => call = Some(Call::begin(metrics, model, attempts)),
+                                    AttemptEvent::Delta(_) => {
+                                        emitted = true;
+                                        if let Some(call) = &mut call {
+                                            call.text();
+                                        }
+                                    }
+                                    AttemptEvent::Finished { .. } => {}
+                                }
                                 yield Ok(event);
                             }
                             Err(error) => {
@@ -182,6 +198,14 @@ impl Models {
                         provider: provider.name().to_owned(),
                         said: "the answer ended without an end".to_owned(),
                     });
+                    match (call.take(), metrics) {
+                        (Some(call), _) => call.failed(&error),
+                        // It got no slot, and was not asked.
+                        (None, Some(metrics)) => {
+                            metrics.model_calls.with_label_values(&[provider.name(), outcome(&error)]).inc();
+                        }
+                        (None, None) => {}
+                    }
                     if emitted {
                         yield Err(ChainError::Interrupted(Failure { model, attempts, error: error.after_output() }));
                         return;
@@ -189,6 +213,9 @@ impl Models {
                     match provider.retry.wait(&error, attempts, rand::random()) {
                         Some(wait) => {
                             debug!(%model, %error, attempts, ?wait, "model will be asked again");
+                            if let Some(metrics) = metrics {
+                                metrics.model_retries.with_label_values(&[provider.name()]).inc();
+                            }
                             sleep(wait).await;
                             attempts += 1;
                         }
@@ -203,6 +230,17 @@ impl Models {
             yield Err(if failures.is_empty() { ChainError::NoModel } else { ChainError::AllFailed(failures) });
         }
         .boxed()
+    }
+}
+
+impl Models {
+    /// The next model of a chain is asked because of `failure`.
+    fn count_fallback(&self, failure: Option<&Failure>) {
+        let (Some(metrics), Some(failure)) = (&self.metrics, failure) else { return };
+        // Providers that nobody configured are no label.
+        if self.has_provider(&failure.model.provider) {
+            metrics.model_fallbacks.with_label_values(&[&failure.model.provider]).inc();
+        }
     }
 }
 
@@ -326,6 +364,31 @@ mod tests {
         check(rate_limited(None), 3).await;
         check(rate_limited(Some(61)), 1).await;
         check(invalid(), 1).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn every_request_is_counted_by_how_it_ended() {
+        let metrics = crate::metrics::Metrics::new().unwrap();
+        let a = Scripted::new([
+            vec![Step::Error(rate_limited(None))],
+            vec![Step::Error(invalid())],
+            vec![Step::delta("half"), Step::Hang],
+        ]);
+        let b = Scripted::new([vec![Step::Delay(Duration::from_secs(2)), Step::delta("hi"), Step::finish()]]);
+        let models = models(&[("a", &a), ("b", &b)], Limits::default()).counted(metrics.clone());
+        ask(&models, &["a/m", "b/m"]).await.unwrap();
+        let mut gone = models.stream(&chain(&["a/m"]), Arc::default());
+        while !matches!(gone.next().await, Some(Ok(AttemptEvent::Delta(_)))) {}
+        assert_eq!(metrics.model_calls_running.with_label_values(&["a"]).get(), 1);
+        drop(gone);
+        let calls = |provider, outcome| metrics.model_calls.with_label_values(&[provider, outcome]).get();
+        assert_eq!([calls("a", "rate_limited"), calls("a", "invalid"), calls("a", "cancelled")], [1, 1, 1]);
+        assert_eq!((calls("b", "ok"), metrics.model_retries.with_label_values(&["a"]).get()), (1, 1));
+        assert_eq!(metrics.model_fallbacks.with_label_values(&["a"]).get(), 1);
+        assert_eq!(metrics.model_calls_running.with_label_values(&["a"]).get(), 0);
+        let first = metrics.model_first_token.with_label_values(&["b"]);
+        assert_eq!((first.get_sample_count(), first.get_sample_sum()), (1, 2.0));
+        assert_eq!(metrics.model_call_duration.with_label_values(&["a"]).get_sample_count(), 3);
     }
 
     #[tokio::test(start_paused = true)]

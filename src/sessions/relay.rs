@@ -8,15 +8,19 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::stream::{BoxStream, Stream, StreamExt};
-use openclaw_proto::ids::{InstanceId, TurnId};
+use openclaw_proto::http::{REQUEST_ID, TRACE_PARENT};
+use openclaw_proto::ids::{InstanceId, RequestId, TurnId};
 use openclaw_proto::peer as pb;
 use openclaw_proto::peer::relay_client::RelayClient;
 use openclaw_proto::peer::relay_server::{Relay as RelayService, RelayServer};
-use openclaw_raft::Node;
+use openclaw_raft::{Node, trace};
 use tokio::time::timeout;
+use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
+use tracing::{Span, info_span, trace_span};
 
 use super::follow::{Follow, Relay, RelayError, RelayEvent};
+use crate::logging;
 
 /// From asking to the answer's headers.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -46,6 +50,7 @@ impl RelayService for Service {
     type WatchStream = Pin<Box<dyn Stream<Item = Result<pb::WatchEvent, Status>> + Send>>;
 
     async fn watch(&self, request: Request<pb::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let (span, traced) = spans(request.metadata());
         let message = request.into_inner();
         let (follow, cluster_id) =
             self.follow.get().ok_or_else(|| Status::unavailable("this instance is still starting"))?;
@@ -55,7 +60,43 @@ impl RelayService for Service {
         }
         let turn = TurnId::parse(message.turn_id).map_err(|error| Status::invalid_argument(error.to_string()))?;
         let events = follow.serve(turn, message.after_attempt, message.after_n);
-        Ok(Response::new(Box::pin(events.map(|event| Ok(to_message(event))))))
+        let mut events = events.map(|event| Ok::<_, Status>(to_message(event)));
+        // What is logged while it is read belongs to the request that reads it, on another instance.
+        let entered = futures::stream::poll_fn(move |context| {
+            let (_traced, _span) = (traced.enter(), span.enter());
+            events.poll_next_unpin(context)
+        });
+        Ok(Response::new(Box::pin(entered)))
+    }
+}
+
+/// The request that a reader is for, as its instance says: for the log, and for a trace.
+fn spans(metadata: &MetadataMap) -> (Span, Span) {
+    let text = |name: &str| metadata.get(name).and_then(|value| value.to_str().ok());
+    let id = text(REQUEST_ID).and_then(|id| RequestId::parse(id).ok());
+    let span = id.map_or(Span::none(), |request_id| info_span!("relay", %request_id));
+    let parent = text(TRACE_PARENT).unwrap_or_default();
+    if parent.is_empty() {
+        return (span, Span::none());
+    }
+    let traced = trace_span!("relay", otel.kind = "server");
+    trace::follow(&traced, parent);
+    (span, traced)
+}
+
+/// Says for which request this instance asks.
+fn tell(metadata: &mut MetadataMap) {
+    let mut put = |name: &'static str, text: &str| {
+        if let Ok(value) = text.parse() {
+            metadata.insert(name, value);
+        }
+    };
+    if let Some(id) = logging::request_id() {
+        put(REQUEST_ID, id.as_str());
+    }
+    let parent = trace::parent();
+    if !parent.is_empty() {
+        put(TRACE_PARENT, &parent);
     }
 }
 
@@ -101,6 +142,8 @@ impl Relay for PeerRelay {
                 after_attempt,
                 after_n,
             };
+            let mut request = Request::new(request);
+            tell(request.metadata_mut());
             let mut client = RelayClient::new(channel);
             let answer = timeout(ANSWER, client.watch(request))
                 .await

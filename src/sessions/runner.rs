@@ -19,10 +19,11 @@ use openclaw_proto::http::ErrorCode;
 use openclaw_proto::ids::{AgentId, InstanceId, SeqNum, SessionKey, TurnId};
 use openclaw_proto::state::{Complete, Entry, Fail, Turn, TurnState, Usage};
 use openclaw_raft::planted::{Bug, planted};
+use openclaw_raft::trace;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument, debug, error, info, info_span, warn};
+use tracing::{Instrument, Span, debug, error, info, info_span, trace_span, warn};
 
 use super::live::Hub;
 use crate::agent::turn::TurnEvent;
@@ -201,8 +202,19 @@ impl Runner {
         }
         let Some(cancel) = self.turns.get(&id).map(|running| running.cancel.clone()) else { return };
         let task = Task::new(self.shared.clone(), self.load.clone(), id, turn.clone(), cancel);
-        let span = info_span!("turn", turn_id = turn.id, session_key = turn.session_key, attempt = turn.attempt);
-        tokio::spawn(task.run().instrument(span));
+        let span = info_span!(
+            "turn",
+            turn_id = turn.id,
+            session_key = turn.session_key,
+            attempt = turn.attempt,
+            request_id = tracing::field::Empty
+        );
+        if !turn.request_id.is_empty() {
+            span.record("request_id", &turn.request_id);
+        }
+        let traced = trace_span!("turn", turn_id = turn.id, attempt = turn.attempt, outcome = tracing::field::Empty);
+        trace::follow(&traced, &turn.trace_parent);
+        tokio::spawn(task.run(traced.clone()).instrument(span).instrument(traced));
     }
 
     fn turn_ended(&mut self, turn: &Turn) {
@@ -274,7 +286,7 @@ impl Task {
         Self { shared, load, id, turn, cancel }
     }
 
-    async fn run(self) {
+    async fn run(self, traced: Span) {
         let waiting = Gauge::new(&self.shared.metrics.turns_waiting);
         let place = tokio::select! {
             place = self.shared.places.clone().acquire_owned() => place,
@@ -294,6 +306,7 @@ impl Task {
             Answer::Failed { code, message } => self.fail(code, message).await,
             Answer::Superseded => "superseded",
         };
+        traced.record("outcome", outcome);
         self.shared.metrics.run_duration.with_label_values(&[outcome]).observe(began.elapsed().as_secs_f64());
         debug!(outcome, took_ms = began.elapsed().as_millis(), "turn over");
     }
@@ -400,6 +413,7 @@ impl Task {
 
     async fn fail(&self, code: ErrorCode, message: String) -> &'static str {
         warn!(code = code.as_str(), error = message, "turn failed");
+        self.shared.metrics.turn_failures.with_label_values(&[code.as_str()]).inc();
         let command = Fail {
             turn_id: self.turn.id.clone(),
             fencing_token: self.turn.fencing_token,

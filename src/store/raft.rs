@@ -10,10 +10,13 @@ use openclaw_proto::ids::{ChannelAccount, InstanceId, SeqNum, SessionKey, TurnId
 use openclaw_proto::state::command::Kind as Command;
 use openclaw_proto::state::outcome::Kind as Outcome;
 use openclaw_proto::state::{Cursor, Entry, Instance, Intent, Lease, Pairing, Session, Turn};
+use openclaw_raft::command::kind_name;
 use openclaw_raft::planted::{Bug, planted};
+use openclaw_raft::trace;
 use openclaw_raft::{Node, ProposeError, TableError, View};
 use tokio::time::{Instant, timeout_at};
 use tokio_stream::wrappers::BroadcastStream;
+use tracing::{Instrument, Span};
 
 use super::channels::ChannelStore;
 use super::{CommitError, Committed, Consistency, Event, Read, ReadError, SessionStore};
@@ -131,7 +134,13 @@ impl SessionStore for RaftStore {
     fn commit(&self, command: Command, timeout: Duration) -> BoxFuture<'_, Result<Committed<Outcome>, CommitError>> {
         Box::pin(async move {
             let timer = self.metrics.raft_proposal_duration.start_timer();
-            let result = self.propose(command, timeout).await;
+            // As part of what asks for it; what the gateway does by itself is not traced.
+            let span = if trace::is_on() {
+                tracing::trace_span!("propose", command = kind_name(&command), otel.kind = "client")
+            } else {
+                Span::none()
+            };
+            let result = self.propose(command, timeout).instrument(span).await;
             timer.observe_duration();
             let (word, result) = match result {
                 Ok(committed) => ("ok", Ok(committed)),

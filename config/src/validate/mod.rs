@@ -39,6 +39,7 @@ impl Config {
         agents(self, &mut check);
         channels::check(self, &mut check);
         sessions(self, &mut check);
+        diagnostics(self, &mut check);
         (check.problems, check.warnings)
     }
 }
@@ -340,17 +341,47 @@ fn models(config: &Config, check: &mut Check) {
         check.millis(&at("firstByteTimeoutMs"), provider.first_byte_timeout, ms(100)..=DAY);
         check.number(&at("maxConcurrency"), provider.max_concurrency, 1..=100_000);
         check.number(&at("maxRetries"), provider.max_retries, 0..=10);
-        for (name, value) in &provider.headers {
-            let key = join(&["models".into(), "providers".into(), id.clone(), "headers".into(), name.clone()]);
-            let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
-            if name.is_empty() || !name.bytes().all(token) {
-                check.refuse(&key, "not the name of an HTTP header");
-            }
-            if !value.expose().bytes().all(|b| b == b' ' || b == b'\t' || b.is_ascii_graphic()) {
-                check.refuse(&key, "must consist of visible ASCII characters and spaces");
-            }
+        headers(check, &["models".into(), "providers".into(), id.clone(), "headers".into()], &provider.headers);
+    }
+}
+
+/// Headers that a client of ours adds to its requests, at the path `section`.
+fn headers(check: &mut Check, section: &[String], headers: &BTreeMap<String, Secret>) {
+    for (name, value) in headers {
+        let key = join(&[section, std::slice::from_ref(name)].concat());
+        let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+        if name.is_empty() || !name.bytes().all(token) {
+            check.refuse(&key, "not the name of an HTTP header");
+        }
+        if !value.expose().bytes().all(|b| b == b' ' || b == b'\t' || b.is_ascii_graphic()) {
+            check.refuse(&key, "must consist of visible ASCII characters and spaces");
         }
     }
+}
+
+fn diagnostics(config: &Config, check: &mut Check) {
+    let otel = &config.diagnostics.otel;
+    if let Some(endpoint) = &otel.endpoint {
+        match Url::parse(endpoint, &["http", "https"]) {
+            Ok(url) if url.is_clear() && !otel.headers.is_empty() => {
+                check.warn("diagnostics.otel.endpoint", "the headers are sent without encryption");
+            }
+            Ok(_) => {}
+            // Not the URL itself: it may contain a password.
+            Err(error) => check
+                .refuse("diagnostics.otel.endpoint", format!("not a URL such as \"http://collector:4318\": {error}")),
+        }
+    }
+    headers(check, &["diagnostics".into(), "otel".into(), "headers".into()], &otel.headers);
+    if otel.service_name.is_empty() || otel.service_name.len() > 128 || otel.service_name.contains(char::is_control) {
+        check.refuse("diagnostics.otel.serviceName", "has 1 to 128 bytes without control characters");
+    }
+    if !(0.0..=1.0).contains(&otel.sample_rate.0) {
+        check.refuse("diagnostics.otel.sampleRate", format!("{} is not between 0 and 1", otel.sample_rate.0));
+    }
+    let health = &config.diagnostics.health;
+    check.millis("diagnostics.health.deafAfterMs", health.deaf_after, ms(1000)..=DAY);
+    check.millis("diagnostics.health.outboxStuckAfterMs", health.outbox_stuck_after, ms(1000)..=DAY);
 }
 
 fn agents(config: &Config, check: &mut Check) {

@@ -55,6 +55,9 @@ fn every_variable_sets_its_key() {
         .env("OPENCLAW_LOG_LEVEL", "debug")
         .env("OPENCLAW_LOG_FORMAT", "json")
         .env("OPENCLAW_ECHO_TOKEN_DELAY_MS", "15")
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318/")
+        .env("OTEL_SERVICE_NAME", "chat")
+        .env("OTEL_TRACES_SAMPLER_ARG", "0.25")
         // An empty value is what compose passes for a variable that is not set.
         .env("OPENCLAW_CLUSTER_JOIN", "");
     let config = config(&written);
@@ -63,6 +66,9 @@ fn every_variable_sets_its_key() {
     assert_eq!(config.cluster.peer_address().unwrap().to_string(), "host-1:4100");
     assert_eq!(config.http_address().unwrap().to_string(), "host-1:80");
     assert_eq!(config.gateway.listen(), ["0.0.0.0:3000".parse().unwrap()]);
+    let otel = &config.diagnostics.otel;
+    assert_eq!(otel.traces_endpoint().as_deref(), Some("http://collector:4318/v1/traces"));
+    assert_eq!((otel.service_name.as_str(), otel.sample_rate.0), ("chat", 0.25));
     let echo = &config.models.providers["echo"];
     assert_eq!((echo.api, echo.token_delay), (Api::Echo, Duration::from_millis(15)));
 }

@@ -67,10 +67,19 @@ fn unknown_keys_are_refused_with_a_hint() {
             &["openclaw.json:1:59: cluster.peer.tls.chain: unknown key; known here are `ca`, `cert`, `key`"],
         ),
         (
-            "{ mcp: {}, diagnostics: {} }",
+            "{ mcp: {}, diagnostics: { otel: { sampleRate: 2, endpoint: \"collector:4318\", protocol: \"grpc\" } } }",
             &[
                 "openclaw.json:1:3: mcp: not supported by this version yet",
-                "openclaw.json:1:12: diagnostics: not supported by this version yet",
+                "openclaw.json:1:78: diagnostics.otel.protocol: only upstream OpenClaw knows this key; --lenient-config ignores such keys",
+            ],
+        ),
+        (
+            r#"{ diagnostics: { otel: { sampleRate: 2, endpoint: "collector:4318", headers: { "a b": "x" } }, health: { deafAfterMs: 1 } } }"#,
+            &[
+                "openclaw.json:1:38: diagnostics.otel.sampleRate: 2 is not between 0 and 1",
+                r#"openclaw.json:1:51: diagnostics.otel.endpoint: not a URL such as "http://collector:4318": it does not begin with http:// or https://"#,
+                r#"openclaw.json:1:87: diagnostics.otel.headers."a b": not the name of an HTTP header"#,
+                "openclaw.json:1:119: diagnostics.health.deafAfterMs: 1 ms is not between 1000 and 86400000 ms",
             ],
         ),
         (
@@ -719,7 +728,7 @@ fn problems_name_the_variable_flag_or_file_they_came_from() {
             Written::file(r#"{ gateway: { bind: 1 }, zzz: 1 }"#).lenient(),
             &[
                 r#"openclaw.json:1:20: gateway.bind: expected "loopback", "lan", an IP address, or a list of IP addresses, found an integer"#,
-                "openclaw.json:1:25: zzz: unknown key; known here are `gateway`, `storage`, `cluster`, `models`, `agents`, `channels`, `session`, `messages`, `logging`",
+                "openclaw.json:1:25: zzz: unknown key; known here are `gateway`, `storage`, `cluster`, `models`, `agents`, `channels`, `session`, `messages`, `logging`, `diagnostics`",
             ],
         ),
     ];

@@ -1,6 +1,6 @@
 //! Servers of others that are not theirs: real HTTP, the protocols as their makers document them, and every failure on request.
 //!
-//! [`telegram`] and [`discord`] are chat platforms and stand for themselves. The others are model servers: what a request's
+//! [`telegram`] and [`discord`] are chat platforms and stand for themselves, and so does the collector of traces, [`otlp`]. The others are model servers: what a request's
 //! model is called says how the server behaves ([`behaviour`]), so that one server serves every test at once. It records what it
 //! was asked, when, and how each answer ended, and counts how many it gave at once. README.md says what they do not model.
 
@@ -10,6 +10,7 @@ pub mod cli;
 mod connection;
 pub mod discord;
 mod openai;
+pub mod otlp;
 mod record;
 pub mod telegram;
 

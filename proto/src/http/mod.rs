@@ -21,6 +21,8 @@ pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
 pub const INSTANCE: &str = "x-openclaw-instance";
 /// Header of every answer and of its log lines.
 pub const REQUEST_ID: &str = "x-request-id";
+/// Header of a request: the trace that it is part of, as W3C defines it.
+pub const TRACE_PARENT: &str = "traceparent";
 /// Header of a commit: its log index. Of a session that was read: the log index that the answer reflects at least.
 pub const INDEX: &str = "x-openclaw-index";
 /// Header of a read: the answer must reflect at least this log index.
@@ -309,9 +311,66 @@ pub enum HealthStatus {
     Draining,
     Maintenance,
     NoQuorum,
+    /// The process takes part no more; only another start helps.
+    ConsensusStopped,
+    /// It serves, and something of it needs a person: `reasons` say what.
+    Unwell,
 }
 
-/// `GET /api/v1/health`, `health/live` and `health/ready`. Callers without a token get `ok` and `status` alone.
+/// What makes an instance unwell, or not ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum HealthCondition {
+    ConsensusStopped,
+    NoQuorum,
+    Draining,
+    Maintenance,
+    /// A bot account that runs here does not hear its platform.
+    ChannelDeaf,
+    /// What a bot account that runs here has to send does not go out.
+    OutboxStuck,
+    /// The disk of the data directory has too little room.
+    DiskFull,
+}
+
+impl HealthCondition {
+    pub const ALL: [Self; 7] = [
+        Self::ConsensusStopped,
+        Self::NoQuorum,
+        Self::Draining,
+        Self::Maintenance,
+        Self::ChannelDeaf,
+        Self::OutboxStuck,
+        Self::DiskFull,
+    ];
+
+    /// As in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ConsensusStopped => "consensus_stopped",
+            Self::NoQuorum => "no_quorum",
+            Self::Draining => "draining",
+            Self::Maintenance => "maintenance",
+            Self::ChannelDeaf => "channel_deaf",
+            Self::OutboxStuck => "outbox_stuck",
+            Self::DiskFull => "disk_full",
+        }
+    }
+}
+
+/// One reason, with what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HealthReason {
+    pub condition: HealthCondition,
+    /// The bot account that it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account: Option<String>,
+    pub message: String,
+}
+
+/// `GET /api/v1/health`, `health/live` and `health/ready`; `docs/health.md` says which of them is false when. Callers
+/// without a token get `ok` and `status` alone.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Health {
@@ -332,6 +391,9 @@ pub struct HealthDetail {
     pub term: u64,
     pub applied_index: u64,
     pub running_turns: u64,
+    /// All that is not as it should be on this instance, whichever of the three was asked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reasons: Vec<HealthReason>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

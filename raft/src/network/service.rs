@@ -258,7 +258,7 @@ impl RaftService for Service {
             let text = format!("{} commands; at most {MAX_COMMANDS} are allowed", message.commands.len());
             return Err(Status::invalid_argument(text));
         }
-        let results = group.propose_here(message.commands, timeout(message.timeout_ms)).await;
+        let results = group.propose_here(message.commands, message.trace_parents, timeout(message.timeout_ms)).await;
         Ok(Response::new(pb::ProposeResponse { results }))
     }
 

@@ -14,6 +14,8 @@ pub const MAX_ERROR_CODE_BYTES: usize = 64;
 pub const MAX_ERROR_MESSAGE_BYTES: usize = 4096;
 pub const MAX_ACCOUNT_BYTES: usize = 128;
 pub const MAX_EXTERNAL_ID_BYTES: usize = 256;
+/// What an HTTP request is called in log lines.
+pub(super) const MAX_REQUEST_ID_BYTES: usize = 64;
 /// Turns waiting in one session, whatever a command allows: they are all named in the session's row.
 pub const MAX_QUEUED_TURNS: u32 = 1000;
 /// Addresses, versions and boot ids of instances.

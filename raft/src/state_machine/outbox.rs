@@ -55,9 +55,14 @@ pub(super) fn deliver_failure<T: Tables + ?Sized>(change: &mut Change<'_, T>, tu
     }
 }
 
-/// The turn's id, and the message that has shown its reply so far, go with what is said at its end.
+/// The turn's id, what it is part of, and the message that has shown its reply so far, go with what is said at its end.
 fn of_turn<T: Tables + ?Sized>(change: &mut Change<'_, T>, turn: &Turn, to: &ReplyAddress) -> Intent {
-    Intent { turn_id: turn.id.clone(), preview: turn.preview.clone(), ..new(change, to) }
+    Intent {
+        turn_id: turn.id.clone(),
+        preview: turn.preview.clone(),
+        trace_parent: turn.trace_parent.clone(),
+        ..new(change, to)
+    }
 }
 
 /// A text of our own, at once.

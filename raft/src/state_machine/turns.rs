@@ -16,6 +16,7 @@ use super::inbox::{self, Seen};
 use super::instances::{self, Candidates};
 use super::{Event, Table, TableError, Tables, keys, leases, limits, outbox, sessions};
 use crate::planted::{Bug, planted};
+use crate::trace::PARENT_BYTES;
 
 /// How long an ended turn can be asked for, by the replicated clock. Longer than the inbox remembers: a repetition of
 /// the message must find its turn.
@@ -34,6 +35,8 @@ pub(super) fn accept<T: Tables + ?Sized>(change: &mut Change<'_, T>, command: &A
     limits::at_most("text", &command.text, limits::MAX_TEXT_BYTES)?;
     limits::at_most("model", &command.model, limits::MAX_MODEL_BYTES)?;
     limits::at_most("sender", &command.sender, limits::MAX_LABEL_BYTES)?;
+    limits::at_most("requestId", &command.request_id, limits::MAX_REQUEST_ID_BYTES)?;
+    limits::at_most("traceParent", &command.trace_parent, PARENT_BYTES)?;
     if let Some(to) = &command.reply_to {
         outbox::address(to)?;
     }
@@ -86,6 +89,8 @@ pub(super) fn accept<T: Tables + ?Sized>(change: &mut Change<'_, T>, command: &A
         model: if command.model.is_empty() { session.model.clone() } else { command.model.clone() },
         accepted_ms: change.now_ms,
         reply_to: command.reply_to.clone(),
+        request_id: command.request_id.clone(),
+        trace_parent: command.trace_parent.clone(),
         ..Turn::default()
     };
     if idle {

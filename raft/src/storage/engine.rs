@@ -98,6 +98,8 @@ pub struct Counters {
     pub commands_applied: AtomicU64,
     /// Snapshots written, and snapshots taken over from a leader.
     pub snapshots_built: AtomicU64,
+    /// Microseconds spent with writing them.
+    pub snapshot_micros: AtomicU64,
     pub snapshots_installed: AtomicU64,
 }
 

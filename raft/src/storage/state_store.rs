@@ -448,7 +448,10 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
 
     async fn build_snapshot(&mut self) -> io::Result<SnapshotOf<TypeConfig, SnapshotFile>> {
         let pending = std::mem::replace(&mut self.pending, Err(io::Error::other("the snapshot was built already")))?;
+        let began = std::time::Instant::now();
         let (meta, snapshot) = pending.finish().await?;
+        let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.engine.counters().snapshot_micros.fetch_add(micros, Ordering::Relaxed);
         self.engine.counters().snapshots_built.fetch_add(1, Ordering::Relaxed);
         Ok(Snapshot { meta, snapshot })
     }

@@ -20,8 +20,8 @@ use http::header::{CONTENT_TYPE, HOST};
 use http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use openclaw_proto::http::{
-    ChannelList, ChannelStatus, Cluster, DeadLetterAction, DeadLetterList, Maintenance, Overview, Pairing, PairingList,
-    Series, StateHash,
+    ChannelList, ChannelStatus, Cluster, DeadLetterAction, DeadLetterList, HealthReason, Maintenance, Overview, Pairing,
+    PairingList, Series, StateHash,
 };
 use openclaw_proto::ids::{ChannelAccount, SessionKey, TurnId};
 use openclaw_proto::state::ExpireInstance;
@@ -123,7 +123,14 @@ impl Relay for Arc<Peers> {
 struct FakeCluster {
     me: InstanceId,
     status: parking_lot::Mutex<ClusterStatus>,
+    reasons: parking_lot::Mutex<Vec<HealthReason>>,
     refuses: bool,
+}
+
+impl HealthView for FakeCluster {
+    fn reasons(&self) -> Vec<HealthReason> {
+        self.reasons.lock().clone()
+    }
 }
 
 impl ClusterView for FakeCluster {
@@ -318,6 +325,7 @@ impl Setup {
         let cluster = Arc::new(FakeCluster {
             me: id.clone(),
             status: parking_lot::Mutex::new(ClusterStatus { has_quorum: true, ..ClusterStatus::default() }),
+            reasons: parking_lot::Mutex::default(),
             refuses: self.refuses,
         });
         let commander = commander(id, &models, &agents);
@@ -330,6 +338,7 @@ impl Setup {
             agents,
             cluster: cluster.clone(),
             channels: Arc::new(NoChannels),
+            health: cluster.clone(),
             overview: Arc::new(Glance(id.clone())),
             metrics: metrics.clone(),
             config: self.config.clone(),
@@ -487,6 +496,7 @@ fn gateway_of(instance: &Instance) -> Gateway {
         agents,
         cluster: instance.cluster.clone(),
         channels: Arc::new(NoChannels),
+        health: instance.cluster.clone(),
         overview: Arc::new(Glance(instance.id.clone())),
         metrics: instance.metrics.clone(),
         config,

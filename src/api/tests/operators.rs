@@ -1,6 +1,7 @@
 //! What operators and their tools see: health, the cluster, metrics, the page.
 
 use http::header::AUTHORIZATION;
+use openclaw_proto::http::HealthCondition;
 
 use super::*;
 
@@ -32,6 +33,56 @@ async fn health_tells_strangers_little_and_the_truth() {
         assert_eq!(body(response).await, json!({"ok": false, "status": word}));
         assert_eq!(instance.send(request("/healthz", false), Body::empty()).await.status(), StatusCode::OK);
     }
+}
+
+#[tokio::test]
+async fn what_needs_a_person_makes_an_instance_unwell_and_neither_dead_nor_useless() {
+    let instance = Setup::new(Paced::new(1)).with_token().one();
+    let ask = async |path: &str, token: bool| {
+        let mut request = Request::get(path);
+        if token {
+            request = request.header(AUTHORIZATION, format!("Bearer {TOKEN}"));
+        }
+        let response = instance.send(request, Body::empty()).await;
+        (response.status().as_u16(), body(response).await)
+    };
+    *instance.cluster.reasons.lock() = vec![HealthReason {
+        condition: HealthCondition::ChannelDeaf,
+        account: Some("telegram:default".into()),
+        message: "it hears nothing".into(),
+    }];
+    for path in ["/api/v1/health/live", "/healthz", "/api/v1/health/ready", "/readyz"] {
+        assert_eq!(ask(path, false).await.0, 200, "{path}");
+    }
+    assert_eq!(ask("/api/v1/health", false).await, (503, json!({"ok": false, "status": "unwell"})));
+    let (_, detail) = ask("/api/v1/health", true).await;
+    let reason = json!([{"condition": "channel_deaf", "account": "telegram:default", "message": "it hears nothing"}]);
+    assert_eq!((&detail["status"], &detail["reasons"]), (&json!("unwell"), &reason));
+    assert_eq!(ask("/readyz", true).await.1["reasons"], reason, "whoever may know is told everywhere");
+
+    *instance.cluster.status.lock() =
+        ClusterStatus { has_quorum: true, failed: Some("disk".into()), ..ClusterStatus::default() };
+    for path in ["/api/v1/health", "/api/v1/health/live", "/healthz", "/api/v1/health/ready", "/readyz"] {
+        assert_eq!(ask(path, false).await, (503, json!({"ok": false, "status": "consensus_stopped"})), "{path}");
+    }
+    assert_eq!(ask("/healthz", true).await.1["reasons"][0]["condition"], "consensus_stopped");
+    *instance.cluster.status.lock() = ClusterStatus::default();
+    assert_eq!(ask("/api/v1/health", false).await, (503, json!({"ok": false, "status": "no_quorum"})));
+    let (_, detail) = ask("/api/v1/health", true).await;
+    let conditions: Vec<_> = detail["reasons"].as_array().unwrap().iter().map(|one| one["condition"].clone()).collect();
+    assert_eq!(conditions, ["no_quorum", "channel_deaf"]);
+}
+
+#[tokio::test]
+async fn errors_are_counted_by_their_code() {
+    let instance = Setup::new(Paced::new(1)).one();
+    for _ in 0..2 {
+        assert_eq!(instance.post("/api/v1/chat", json!({"message": ""})).await.status(), StatusCode::BAD_REQUEST);
+    }
+    let failed = instance.post("/api/v1/chat", json!({"message": "x", "model": "paced/broken"})).await;
+    assert_eq!(failed.status(), StatusCode::BAD_GATEWAY);
+    let errors = |code| instance.metrics.http_errors.with_label_values(&[code]).get();
+    assert_eq!((errors("invalid_request"), errors("model_failed"), errors("internal")), (2, 1, 0));
 }
 
 #[tokio::test]

@@ -344,7 +344,10 @@ impl<'a> Gateway<'a> {
                     ready_by = Instant::now() + READY;
                 }
                 Opcode::Heartbeat => socket.send(Opcode::Heartbeat, self.number()).await?,
-                Opcode::HeartbeatAck => acknowledged = true,
+                Opcode::HeartbeatAck => {
+                    acknowledged = true;
+                    self.reporter.heard();
+                }
                 Opcode::Reconnect => return Err("Discord asked to reconnect".to_owned().into()),
                 Opcode::InvalidSession => return Err(Stop::Lost(self.invalid(&payload))),
                 // None of them comes from a server, today.

@@ -237,9 +237,9 @@ fn unsent(error: CallError) -> SendError {
     let reason = error.to_string();
     match error {
         CallError::Refused { .. } => SendError::Refused(reason),
-        CallError::Unsent(_) => SendError::Later { reason, after: UNREACHABLE },
-        CallError::Unauthorized { .. } => SendError::Later { reason, after: UNAUTHORIZED },
-        CallError::Limited { after } => SendError::Later { reason, after },
+        CallError::Unsent(_) => SendError::Later { reason, after: UNREACHABLE, asked: false },
+        CallError::Unauthorized { .. } => SendError::Later { reason, after: UNAUTHORIZED, asked: false },
+        CallError::Limited { after } => SendError::Later { reason, after, asked: true },
         CallError::NoAnswer(_) => SendError::Unknown(reason),
     }
 }

@@ -163,6 +163,8 @@ impl Reporter for Store {
         self.change();
     }
 
+    fn heard(&self) {}
+
     fn received(&self) {
         self.received.fetch_add(1, Ordering::Relaxed);
         self.change();

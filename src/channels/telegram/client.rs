@@ -15,7 +15,9 @@ use reqwest::header::CONTENT_TYPE;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use teloxide::payloads::{DeleteWebhook, EditMessageText, GetMe, GetUpdates, SendChatAction, SendMessage, SetWebhook};
+use teloxide::payloads::{
+    DeleteWebhook, EditMessageText, GetMe, GetUpdates, GetWebhookInfo, SendChatAction, SendMessage, SetWebhook,
+};
 use teloxide::requests::Payload;
 use teloxide::types::{AllowedUpdate, ChatAction, ChatId, MessageId, ParseMode, Recipient, ReplyParameters, ThreadId};
 use tokio::sync::OnceCell;
@@ -69,6 +71,17 @@ pub(super) enum CallError {
     Refused(String),
 }
 
+/// How a webhook is, as far as it tells whether messages come.
+#[derive(Debug, Deserialize)]
+pub(super) struct WebhookInfo {
+    /// Empty: there is none.
+    pub(super) url: String,
+    pub(super) pending_update_count: u64,
+    /// Unix seconds of the last delivery that failed, and why it did.
+    pub(super) last_error_date: Option<u64>,
+    pub(super) last_error_message: Option<String>,
+}
+
 impl CallError {
     /// By Telegram's own words; each begins with what its status says.
     fn said(said: &str) -> Self {
@@ -97,9 +110,9 @@ impl From<CallError> for SendError {
     fn from(error: CallError) -> Self {
         let reason = error.to_string();
         match error {
-            CallError::NoConnection(_) => Self::Later { reason, after: NO_CONNECTION },
-            CallError::NoToken(_) => Self::Later { reason, after: NO_TOKEN },
-            CallError::TooMany(after) => Self::Later { reason, after },
+            CallError::NoConnection(_) => Self::Later { reason, after: NO_CONNECTION, asked: false },
+            CallError::NoToken(_) => Self::Later { reason, after: NO_TOKEN, asked: false },
+            CallError::TooMany(after) => Self::Later { reason, after, asked: true },
             CallError::NoAnswer(_) => Self::Unknown(reason),
             CallError::Migrated(_)
             | CallError::Conflict(_)
@@ -303,6 +316,11 @@ impl Client {
     pub(super) async fn set_webhook(&self, tenure: &Tenure, call: &SetWebhook) -> Result<(), CallError> {
         let call = SetWebhook { allowed_updates: Some(allowed()), drop_pending_updates: Some(false), ..call.clone() };
         self.call::<_, IgnoredAny>(Some(tenure), &call, self.timing.call).await.map(drop)
+    }
+
+    /// What Telegram says of the account's webhook.
+    pub(super) async fn webhook_info(&self, tenure: &Tenure) -> Result<WebhookInfo, CallError> {
+        self.call(Some(tenure), &GetWebhookInfo::new(), self.timing.call).await
     }
 
     /// Waits for updates from `offset` on, and confirms all before it.

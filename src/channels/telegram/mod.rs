@@ -15,13 +15,15 @@ pub mod render;
 mod tests;
 pub mod webhook;
 
+use std::convert::Infallible;
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::future::BoxFuture;
 use openclaw_config::channels::{TelegramAccount, TelegramMode};
 use openclaw_proto::ids::ChannelAccount;
 use teloxide::payloads::SetWebhook;
+use tokio::time::sleep;
 use tracing::{debug, warn};
 
 use super::{Channel, Inbox, ReceiveError, Reporter, SendError, SendKey, Sent, Tenure};
@@ -44,6 +46,8 @@ struct Timing {
     call: Duration,
     /// Before the next poll, when another request ended one.
     after_conflict: Duration,
+    /// Between two looks at a webhook.
+    webhook_look: Duration,
     /// Before the next attempt to store something; twice as long each time.
     store_again: Duration,
     store_again_most: Duration,
@@ -55,6 +59,7 @@ impl Default for Timing {
             poll: Duration::from_secs(25),
             call: Duration::from_secs(10),
             after_conflict: Duration::from_secs(1),
+            webhook_look: Duration::from_secs(60),
             store_again: Duration::from_millis(100),
             store_again_most: Duration::from_secs(5),
         }
@@ -136,7 +141,7 @@ impl Telegram {
             Some(webhook) => match self.client.set_webhook(tenure, &webhook.registration).await {
                 Ok(()) => {
                     reporter.connected();
-                    std::future::pending().await
+                    self.watch(webhook, tenure, reporter).await
                 }
                 Err(error) => Err(error.into()),
             },
@@ -144,6 +149,36 @@ impl Telegram {
         match ended {
             Ok(never) => match never {},
             Err(error) => error,
+        }
+    }
+
+    /// Asks again and again whether the webhook is there still, and whether what comes to it arrives: nothing else would
+    /// tell that messages do not come.
+    async fn watch(
+        &self,
+        webhook: &Webhook,
+        tenure: &Tenure,
+        reporter: &dyn Reporter,
+    ) -> Result<Infallible, ReceiveError> {
+        loop {
+            sleep(self.timing.webhook_look).await;
+            if tenure.is_over() {
+                return Err(ReceiveError::Ended);
+            }
+            let info = self.client.webhook_info(tenure).await?;
+            if info.url != webhook.registration.url.as_str() {
+                warn!(account = %self.account, "somebody else changed the webhook; setting it again");
+                self.client.set_webhook(tenure, &webhook.registration).await?;
+            }
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+            let lately = |date: u64| now.saturating_sub(date) <= 2 * self.timing.webhook_look.as_secs().max(1);
+            match info.last_error_message {
+                Some(said) if info.pending_update_count > 0 && info.last_error_date.is_some_and(lately) => {
+                    let waiting = info.pending_update_count;
+                    reporter.disconnected(&format!("Telegram cannot deliver {waiting} updates to the webhook: {said}"));
+                }
+                Some(_) | None => reporter.connected(),
+            }
         }
     }
 

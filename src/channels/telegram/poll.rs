@@ -71,6 +71,7 @@ pub(super) async fn poll(
             }
             Err(error) => return Err(error.into()),
         };
+        reporter.heard();
         let Some(last) = updates.last() else { continue };
         let Some(next) = parse::update_id(last).and_then(|id| i32::try_from(id).ok()?.checked_add(1)) else {
             return Err(ReceiveError::Failed {

@@ -66,6 +66,7 @@ fn channel(settings: &TelegramAccount) -> Arc<Telegram> {
         after_conflict: Duration::from_millis(1),
         store_again: Duration::from_millis(1),
         store_again_most: Duration::from_millis(10),
+        webhook_look: Duration::from_millis(10),
         ..Timing::default()
     };
     Arc::new(Telegram::with_timing(settings, timing).unwrap())
@@ -161,6 +162,8 @@ impl Reporter for Store {
     fn disconnected(&self, reason: &str) {
         self.change(|stored| stored.said.push_back(format!("disconnected: {reason}")));
     }
+
+    fn heard(&self) {}
 
     fn received(&self) {
         self.change(|stored| stored.said.push_back("received".into()));
@@ -411,6 +414,33 @@ async fn a_webhook_is_registered_by_the_owner_and_read_by_anyone() {
     let owner = Owner::start(&channel(&polling), &store);
     server.wait_for_poll(BOT, WITHIN).await.unwrap();
     assert!(server.webhook(BOT).is_none(), "who polls takes it away");
+    owner.end().await;
+}
+
+#[tokio::test]
+async fn a_webhook_that_does_not_bring_messages_is_noticed_and_one_that_is_taken_away_is_set_again() {
+    let server = server().await;
+    let settings = TelegramAccount {
+        mode: TelegramMode::Webhook,
+        // Nobody listens there.
+        webhook_url: Some("http://127.0.0.1:9/telegram".into()),
+        webhook_secret: Some(Secret::new("s3cret")),
+        ..settings(&server)
+    };
+    let store = Arc::new(Store::default());
+    let owner = Owner::start(&channel(&settings), &store);
+    store.wait_for(|stored| stored.said.contains(&"connected".to_owned())).await;
+    let delete = format!("{}/bot{TOKEN}/deleteWebhook", server.api_url());
+    let client = reqwest::Client::builder().no_proxy().tls_certs_only([]).build().unwrap();
+    assert!(client.get(delete).send().await.unwrap().status().is_success());
+    let began = std::time::Instant::now();
+    while server.webhook(BOT).is_none() {
+        assert!(began.elapsed() < WITHIN, "it is not set again");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    say(&server, "hello");
+    let deaf = |stored: &Stored| stored.said.iter().any(|said| said.contains("cannot deliver 1 updates"));
+    store.wait_for(deaf).await;
     owner.end().await;
 }
 

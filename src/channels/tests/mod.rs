@@ -250,6 +250,7 @@ struct Delivering {
     /// Where `node-1` writes.
     hub: Hub,
     metrics: Metrics,
+    health: Health,
     ended: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -290,14 +291,16 @@ impl Delivering {
         let (hub, metrics) = (Hub::new(live::Limits::default()), metrics());
         let outlet = Outlet::new(Arc::new(store.clone()), platform.clone(), settings, tenure, pace, metrics.clone());
         let writing = Writing::new(outlet.clone(), follow(&store, "node-1", hub.clone()));
-        let delivery = Delivery::new(outlet, writing.clone());
+        let health = Health::new(metrics.clone());
+        health.started(&account());
+        let delivery = Delivery::new(outlet, writing.clone(), health.clone());
         let task = tokio::spawn(async move {
             tokio::select! {
                 () = delivery.run() => {}
                 () = async { writing.run().await; std::future::pending().await } => {}
             }
         });
-        Self { store, platform, hub, metrics, ended, task }
+        Self { store, platform, hub, metrics, health, ended, task }
     }
 
     async fn until_outbox(&self, expected: &[(IntentState, &str)]) {
@@ -383,12 +386,36 @@ async fn what_the_platform_refuses_is_kept_and_the_rest_goes_on() {
 #[tokio::test]
 async fn what_was_not_sent_waits_for_its_time_and_keeps_its_place() {
     let one = Delivering::start(|_, store, platform| {
-        platform.script([Err(SendError::Later { reason: "slow down".into(), after: Duration::from_millis(50) })]);
+        platform.script([Err(SendError::Later {
+            reason: "slow down".into(),
+            after: Duration::from_millis(50),
+            asked: true,
+        })]);
         enqueue(store, "a", "x");
         enqueue(store, "a", "y");
     });
     one.until_outbox(&[]).await;
     assert_eq!(one.platform.texts(), ["x", "y"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_does_not_go_out_is_told_unless_the_platform_asked_to_wait() {
+    let later = |asked| Err(SendError::Later { reason: "later".into(), after: Duration::from_secs(60), asked });
+    let standstill = |one: &Delivering| one.health.all().pop().unwrap().1.standstill();
+    for (asked, told) in [(true, Duration::ZERO), (false, Duration::from_secs(50))] {
+        let one = Delivering::start(|_, store, platform| {
+            platform.script([later(asked), Ok(())]);
+            enqueue(store, "a", "x");
+        });
+        one.platform.until("the first attempt", |state| state.calls == 1).await;
+        tokio::time::sleep(Duration::from_secs(55)).await;
+        let now = standstill(&one).unwrap();
+        assert!(now >= told && now <= told + Duration::from_secs(10), "{asked}: {now:?}");
+        one.platform.until("the second", |state| state.sent.len() == 1).await;
+        one.until_outbox(&[]).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(standstill(&one), None, "nothing waits");
+    }
 }
 
 #[tokio::test]

@@ -197,7 +197,11 @@ async fn why_there_is_no_reply_takes_the_place_of_what_was_shown() {
 #[tokio::test(start_paused = true)]
 async fn a_platform_that_does_not_want_it_is_left_in_peace_until_the_reply_is_there() {
     let (one, turn, writer) = showing(|_, state| {
-        state.script.push_back(Err(SendError::Later { reason: "slow down".into(), after: Duration::from_secs(3) }));
+        state.script.push_back(Err(SendError::Later {
+            reason: "slow down".into(),
+            after: Duration::from_secs(3),
+            asked: true,
+        }));
         state.script.push_back(Err(SendError::Refused("no".into())));
     });
     writer.publish("It grows").unwrap();

@@ -13,7 +13,7 @@ use openclaw_proto::ids::{AgentId, SessionKey};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
-use super::client::Client;
+use super::client::{Asked, Client};
 use super::exit::{Exit, Failure};
 use super::output::{self, colours, note, printable};
 use super::target::Connection;
@@ -119,7 +119,7 @@ impl Conversation {
 
     async fn converse(&mut self) -> Result<Exit, Failure> {
         // Fails now, and not after the first message was typed.
-        let health = self.client.health("ready").await?;
+        let health = self.client.health(Asked::Ready).await?;
         self.known = true;
         let paint = Paint::of_stdout();
         let who = health.detail.map_or_else(|| "the gateway".to_owned(), |detail| detail.instance_id);

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::timeout;
 
-use crate::cli::client::Client;
+use crate::cli::client::{Asked, Client};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::output::printable;
 use crate::cli::target::{Target, parse_place};
@@ -201,7 +201,7 @@ impl Instance {
         let client = Client::to(Target { places: vec![place], token: None }, Duration::from_secs(1))?;
         let started = Instant::now();
         loop {
-            if client.health("ready").await.is_ok_and(|health| health.ok) {
+            if client.health(Asked::Ready).await.is_ok_and(|health| health.ok) {
                 return Ok(());
             }
             if let Ok(how) = timeout(ASK_EVERY, self.ended()).await {

@@ -205,13 +205,15 @@ fn without_anybody_left_an_account_has_no_owner_and_refuses_its_last_one() {
 fn a_reply_to_a_channel_is_committed_with_its_delivery() {
     let mut machine = cluster();
     let Kind::Accept(message) = accept(1, "n2") else { unreachable!() };
-    machine.apply(Kind::Accept(Accept { reply_to: to(), sender: "Ann".into(), ..message }));
+    let traced = Accept { request_id: "r-1".into(), trace_parent: "00-a-b-01".into(), ..message };
+    machine.apply(Kind::Accept(Accept { reply_to: to(), sender: "Ann".into(), ..traced }));
+    assert_eq!((&*machine.turn(1).request_id, &*machine.turn(1).trace_parent), ("r-1", "00-a-b-01"));
     assert_eq!(machine.entries()[0].sender, "Ann");
     assert_eq!(machine.outbox(), [], "nothing to send yet");
     machine.apply(complete(1, machine.turn(1).fencing_token));
     let [intent] = &machine.outbox()[..] else { panic!() };
     assert_eq!((intent.state(), intent.seq, &*intent.session_key), (IntentState::Pending, 2, SESSION));
-    assert_eq!(intent.to, to());
+    assert_eq!((&intent.to, &*intent.trace_parent), (&to(), "00-a-b-01"));
     assert!(machine.events.contains(&Event::OutboxChanged { account: ACCOUNT.into(), id: intent.id }));
 
     let Kind::Accept(message) = accept(2, "n2") else { unreachable!() };
