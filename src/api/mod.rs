@@ -28,7 +28,7 @@ mod turns;
 mod webchat;
 
 pub use channels::ChannelView;
-pub use cluster::{ClusterError, ClusterStatus, ClusterView};
+pub use cluster::{BackupStream, ClusterError, ClusterStatus, ClusterView};
 pub use error::ApiError;
 
 use std::net::SocketAddr;
@@ -183,6 +183,7 @@ pub fn router(gateway: Gateway) -> Router {
     let operate = Router::new()
         .route("/api/v1/cluster", get(cluster::get))
         .route("/api/v1/cluster/state-hash", get(cluster::state_hash))
+        .route("/api/v1/cluster/backup", get(cluster::backup))
         .route("/api/v1/cluster/transfer-leader", post(cluster::transfer_leader))
         .route("/api/v1/cluster/remove", post(cluster::remove))
         .route("/api/v1/channels", get(channels::list))

@@ -3,6 +3,7 @@
 //! Start: data directory and listeners, consensus, the store over it, turns, then HTTP. Stop, in this order: not ready,
 //! running turns end or are parked, leadership is handed over, HTTP, consensus, storage.
 
+mod backup;
 mod channels;
 mod view;
 
@@ -210,7 +211,9 @@ impl App {
         let channels = tokio::spawn(supervisor.run(channels_stopped.clone()));
 
         let hashing = Arc::new(tokio::sync::Semaphore::new(1));
-        let view = view::View { node: node.clone(), readiness: readiness.clone(), load: load.clone(), hashing };
+        let backups = backup::Backups::new(streams.clone());
+        let view =
+            view::View { node: node.clone(), readiness: readiness.clone(), load: load.clone(), hashing, backups };
         let server_options = server::Options::from(&config.gateway.limits);
         let gateway = Gateway::new(Parts {
             instance_id: instance_id.clone(),

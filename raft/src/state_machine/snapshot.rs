@@ -223,6 +223,11 @@ impl<R: Read> SnapshotReader<R> {
         self.totals
     }
 
+    /// Where the snapshot is read from: past its end once [`Self::next_row`] has returned `None`.
+    pub fn source(&mut self) -> &mut R {
+        &mut self.from
+    }
+
     /// The next row; `None` once the trailer has confirmed all of them, and from then on.
     ///
     /// # Errors
