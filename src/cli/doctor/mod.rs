@@ -126,6 +126,8 @@ struct Patient {
     cluster: Option<http::Cluster>,
     client: Option<Client>,
     token: Option<String>,
+    /// Files that the command line names: the configuration, and the token's.
+    files: [(&'static str, Option<PathBuf>); 2],
     timeout: Duration,
 }
 
@@ -177,8 +179,9 @@ async fn examine(arguments: &Doctor) -> (Vec<Finding>, Option<Patient>) {
     };
     let (finding, cluster) = setup::answer(&instance, asked);
     findings.push(finding);
+    let files = [("--config", arguments.config.clone()), ("--token-file", arguments.token_file.clone())];
     let home = config.storage.data_dir.join(instance.as_str());
-    (findings, Some(Patient { instance, home, cluster, client, token, timeout, config }))
+    (findings, Some(Patient { instance, home, cluster, client, token, files, timeout, config }))
 }
 
 async fn treat(patient: &Patient, balancer: Option<Place>) -> Vec<Finding> {

@@ -1,7 +1,7 @@
 //! The configuration, the files that it names, and whether the instance answers.
 
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use openclaw_config::Config;
 use openclaw_config::storage::Backend;
@@ -115,16 +115,32 @@ pub(super) fn measure_files(patient: &Patient) -> Vec<SecretFile> {
     if let Some(tls) = &patient.config.cluster.peer.tls {
         files.push(look("cluster.peer.tls.key", tls.key.clone()));
     }
-    if let Some(path) = std::env::var_os("OPENCLAW_CONFIG_PATH").map(PathBuf::from).filter(|path| path.exists()) {
-        files.push(look("OPENCLAW_CONFIG_PATH", path));
+    let [(config, given), (token, token_file)] = patient.files.clone();
+    let variable = || std::env::var_os("OPENCLAW_CONFIG_PATH").map(PathBuf::from);
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".openclaw").join("openclaw.json"));
+    if let Some(path) = given.or_else(variable).or_else(home).filter(|path| may_hold_a_secret(path)) {
+        files.push(look(config, path));
     }
+    files.extend(token_file.map(|path| look(token, path)));
     files
+}
+
+/// Whether a key that is called so has a value of its own, and not a variable's.
+fn may_hold_a_secret(config: &Path) -> bool {
+    const CALLED: [&str; 4] = ["token", "secret", "apikey", "password"];
+    let text = std::fs::read_to_string(config).unwrap_or_default().to_lowercase();
+    let parts: Vec<&str> = text.split(':').collect();
+    parts.windows(2).any(|pair| {
+        let (key, value) = (pair[0].trim_end().trim_end_matches(['"', '\'']), pair[1].trim_start());
+        let value = value.trim_start_matches(['"', '\'']);
+        CALLED.iter().any(|word| key.ends_with(word)) && !value.starts_with("${") && !value.starts_with("null")
+    })
 }
 
 pub(super) fn judge_files(files: &[SecretFile]) -> Vec<Finding> {
     const CHECK: &str = "secret files";
     if files.is_empty() {
-        return vec![Finding::ok(CHECK, "none is named: secrets are in the environment or in the configuration")];
+        return vec![Finding::ok(CHECK, "no file holds one: they are in the environment, or there is none")];
     }
     files
         .iter()
@@ -159,6 +175,21 @@ mod tests {
         let levels: Vec<_> = found.iter().map(|finding| finding.level).collect();
         assert_eq!(levels, [Level::Ok, Level::Warning, Level::Problem]);
         assert_eq!(found[1].advice.as_deref(), Some("chmod 600 /k"));
+    }
+
+    #[test]
+    fn a_configuration_holds_a_secret_unless_a_variable_gives_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let holds = |text: &str| {
+            let path = dir.path().join("openclaw.json");
+            std::fs::write(&path, text).unwrap();
+            may_hold_a_secret(&path)
+        };
+        assert!(holds("{\n  gateway: { auth: { token: \"abc\" } }\n}"));
+        assert!(!holds("{\n  gateway: { auth: { token: \"${TOKEN}\" } }\n}"));
+        assert!(holds(r#"{"gateway":{"auth":{"token":"abc"}},"models":{}}"#));
+        assert!(!holds(r#"{"models":{"providers":{"echo":{"tokenDelayMs":3}}},"cluster":{"peer":{"secret":null}}}"#));
+        assert!(!may_hold_a_secret(&dir.path().join("none")));
     }
 
     #[test]
