@@ -6,8 +6,9 @@
 //! command to the next state.
 //!
 //! Reading order: [`command`], [`state_machine`], then `node`, `group`, `propose`, `read`, `membership`, `formation`,
-//! then `storage` and [`network`]. What [`planted`] guards is not part of it.
+//! then `storage` and [`network`], and [`backup`]. What [`planted`] guards is not part of it.
 
+pub mod backup;
 pub mod certs;
 mod clock;
 pub mod command;
@@ -19,6 +20,7 @@ mod membership;
 pub mod network;
 mod node;
 pub mod planted;
+pub mod probe;
 mod propose;
 mod read;
 mod snapshots;

@@ -1,6 +1,7 @@
 //! One instance's consensus, from its data directory to its listener.
 
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use tokio::task::JoinHandle;
 use tonic::service::Routes;
 use tonic::transport::{Channel, Server};
 
+use crate::backup::{BackupError, Stamp};
 use crate::clock::{self, Clock};
 use crate::fitness::Other;
 use crate::formation::{self, Formation, FormationError};
@@ -289,6 +291,30 @@ impl Node {
         self.reader.state_hash()
     }
 
+    /// Writes a backup of what this instance holds now. Reads all there is, and waits for the disk and for `to`.
+    ///
+    /// `source` says what the caller made sure of before, for those who read the backup.
+    ///
+    /// # Errors
+    /// [`BackupError`].
+    pub fn back_up(
+        &self,
+        stamp: &Stamp,
+        source: pb::BackupSource,
+        to: impl Write,
+    ) -> Result<pb::BackupTrailer, BackupError> {
+        let header = pb::BackupHeader {
+            cluster_id: self.cluster_id().as_str().to_owned(),
+            instance_id: self.instance_id().as_str().to_owned(),
+            applied: None,
+            taken_ms: stamp.taken_ms,
+            release: stamp.release.clone(),
+            source: source.into(),
+            replayed: 0,
+        };
+        self.group.state().back_up(header, to)
+    }
+
     /// What commands that are applied here from now on lead to. Whoever lags reads the state again.
     pub fn events(&self) -> broadcast::Receiver<Event> {
         self.group.state().subscribe()
@@ -442,6 +468,11 @@ fn answered(
     }
 }
 
+/// A number that no other data directory has. Never zero, which stands for "nobody" on the wire.
+pub(crate) fn random_node_id() -> u64 {
+    rand::random_range(1..=u64::MAX >> 1)
+}
+
 /// What the data directory is for, from disk or, for a new one, from the settings.
 async fn identify(engine: &Arc<Engine>, options: &Options) -> Result<(pb::Identity, PeerSecurity), StartError> {
     let own = &options.instance_id;
@@ -483,8 +514,7 @@ async fn identify(engine: &Arc<Engine>, options: &Options) -> Result<(pb::Identi
     let identity = pb::Identity {
         cluster_id: cluster.as_str().to_owned(),
         instance_id: own.as_str().to_owned(),
-        // Never zero, which stands for "nobody" on the wire.
-        node_id: rand::random_range(1..=u64::MAX >> 1),
+        node_id: random_node_id(),
         bootstrap,
     };
     let security = secure(Some(&cluster))?;

@@ -1,8 +1,15 @@
 //! `cluster`: who is in it, and what an operator does to it.
 
+use std::io;
+
 use axum::Json as Answer;
+use axum::body::Body;
 use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use http::header::CONTENT_TYPE;
 use openclaw_proto::http::{
     Cluster, ErrorBody, ErrorCode, Maintenance, RemoveRequest, StateHash, TransferLeaderRequest,
 };
@@ -11,7 +18,7 @@ use tokio::time::timeout;
 
 use super::Gateway;
 use super::error::ApiError;
-use super::extract::{Json, Params};
+use super::extract::{Json, Params, Reads};
 
 /// The cluster as this instance sees it, and what may be asked of it.
 ///
@@ -27,6 +34,10 @@ pub trait ClusterView: Send + Sync + 'static {
 
     /// Reads all that this instance holds; one at a time.
     fn state_hash(&self) -> BoxFuture<'_, Result<StateHash, ClusterError>>;
+
+    /// All that this instance holds, as a stream of bytes; one at a time. `stale`: without asking the leader how far
+    /// that must be.
+    fn backup(&self, stale: bool) -> BoxFuture<'_, Result<BackupStream, ClusterError>>;
 
     fn maintenance(&self) -> Maintenance;
 
@@ -47,6 +58,9 @@ pub trait ClusterView: Send + Sync + 'static {
     /// `draining` when this instance takes nothing new and there is no other.
     fn runner_for_new_turn(&self, session: &SessionKey) -> Result<InstanceId, ClusterError>;
 }
+
+/// The bytes of a backup. One that breaks off ends with an error.
+pub type BackupStream = BoxStream<'static, io::Result<Bytes>>;
 
 /// What one instance knows without asking.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -121,6 +135,31 @@ pub(super) async fn state_hash(
     let deadline = gateway.limits().request;
     let hash = timeout(deadline, gateway.cluster().state_hash()).await;
     Ok(Answer(hash.map_err(|_| ApiError::no_answer(deadline))??))
+}
+
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct BackupParams {
+    consistency: Option<Reads>,
+}
+
+/// All that the cluster holds at one moment, as a backup that `openclaw cluster restore` reads. It holds conversations.
+#[utoipa::path(
+    get, path = "/api/v1/cluster/backup", tag = "operation",
+    params(("consistency" = Option<String>, Query, description = "`stale`: what this instance has applied")),
+    responses(
+        (status = 200, description = "The backup", content_type = "application/octet-stream"),
+        (status = 429, description = "Another backup is being made here", body = ErrorBody),
+        (status = 503, body = ErrorBody),
+    )
+)]
+pub(super) async fn backup(
+    State(gateway): State<Gateway>,
+    Params(BackupParams { consistency }): Params<BackupParams>,
+) -> Result<Response, ApiError> {
+    let stale = matches!(consistency, Some(Reads::Stale));
+    let stream = gateway.cluster().backup(stale).await?;
+    Ok(([(CONTENT_TYPE, "application/octet-stream")], Body::from_stream(stream)).into_response())
 }
 
 /// Hands leadership over, and answers with the cluster under its new leader.

@@ -29,7 +29,7 @@ mod turns;
 mod webchat;
 
 pub use channels::ChannelView;
-pub use cluster::{ClusterError, ClusterStatus, ClusterView};
+pub use cluster::{BackupStream, ClusterError, ClusterStatus, ClusterView};
 pub use error::ApiError;
 pub use health::{HealthView, standing};
 pub use overview::OverviewView;
@@ -188,6 +188,7 @@ pub fn router(gateway: Gateway) -> Router {
     let operate = Router::new()
         .route("/api/v1/cluster", get(cluster::get))
         .route("/api/v1/cluster/state-hash", get(cluster::state_hash))
+        .route("/api/v1/cluster/backup", get(cluster::backup))
         .route("/api/v1/cluster/transfer-leader", post(cluster::transfer_leader))
         .route("/api/v1/cluster/remove", post(cluster::remove))
         .route("/api/v1/overview", get(overview::get))

@@ -28,6 +28,7 @@ use super::{Gateway, channels, chat, cluster, health, maintenance, metrics, open
         sessions::append,
         cluster::get,
         cluster::state_hash,
+        cluster::backup,
         cluster::transfer_leader,
         cluster::remove,
         overview::get,

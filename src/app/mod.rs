@@ -4,6 +4,7 @@
 //! from then on leadership, channels and new turns go to others; no new connections; requests, streams and turns end, or what
 //! is left of them is handed over; the instance's epoch; consensus; storage.
 
+mod backup;
 mod channels;
 mod health;
 mod overview;
@@ -234,7 +235,8 @@ impl App {
         let channels = tokio::spawn(supervisor.run(channels_stopped.clone()));
 
         let hashing = Arc::new(tokio::sync::Semaphore::new(1));
-        let view = view::View { node: node.clone(), readiness: readiness.clone(), load: load.clone(), hashing };
+        let backups = backup::Backups::new(streams.clone());
+        let view = view::View { node: node.clone(), readiness: readiness.clone(), load: load.clone(), hashing, backups };
         let (cluster_view, channel_view): (Arc<dyn ClusterView>, Arc<dyn ChannelView>) =
             (Arc::new(view), Arc::new(channel_view));
         workers.spawn(vitals.clone().watch(cluster_view.clone(), validity, metrics.clone(), tasks.clone()));

@@ -9,7 +9,8 @@ use openclaw_proto::ids::{InstanceId, SessionKey};
 use openclaw_raft::{MembershipError, Node, Status, TableError};
 use tokio::sync::Semaphore;
 
-use crate::api::{ClusterError, ClusterStatus, ClusterView};
+use super::backup::Backups;
+use crate::api::{BackupStream, ClusterError, ClusterStatus, ClusterView};
 use crate::cluster;
 use crate::cluster::readiness::{NotNow, Readiness};
 use crate::sessions::runner::Load;
@@ -25,6 +26,7 @@ pub(super) struct View {
     pub(super) load: Load,
     /// One state hash at a time: each reads all there is.
     pub(super) hashing: Arc<Semaphore>,
+    pub(super) backups: Backups,
 }
 
 impl View {
@@ -164,6 +166,10 @@ impl ClusterView for View {
             let sha256 = hash.iter().map(|byte| format!("{byte:02x}")).collect();
             Ok(StateHash { instance_id: self.node.instance_id().as_str().to_owned(), applied_index, sha256 })
         })
+    }
+
+    fn backup(&self, stale: bool) -> BoxFuture<'_, Result<BackupStream, ClusterError>> {
+        Box::pin(self.backups.begin(&self.node, stale))
     }
 
     fn maintenance(&self) -> Maintenance {

@@ -190,6 +190,38 @@ impl Client {
         }
     }
 
+    /// Asks for an answer that may be long, to be read by [`Client::piece`].
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub(crate) async fn open(&self, path: &[&str], query: &[(&str, String)]) -> Result<Response, Failure> {
+        let mut last = None;
+        for (index, (place, _)) in self.places.iter().enumerate() {
+            let asked = self.request(index, Method::GET, path, query)?.send();
+            match tokio::time::timeout(self.timeout, asked).await {
+                Ok(Ok(response)) if response.status().is_success() => return Ok(response),
+                Ok(Ok(response)) => return Err(refused(response, Effect::None).await),
+                Ok(Err(error)) if error.is_connect() => last = Some(unreachable(place, &error)),
+                Ok(Err(error)) => return Err(lost(&error, Effect::None, self.timeout)),
+                Err(_) => return Err(silent(self.timeout)),
+            }
+        }
+        Err(last.unwrap_or_else(|| Failure::new(Exit::Unreachable, "no address of a gateway was given")))
+    }
+
+    /// The next bytes of a long answer; none at its end.
+    ///
+    /// # Errors
+    /// An answer that broke off, or of which nothing came for as long as one answer may take.
+    pub(crate) async fn piece(&self, response: &mut Response) -> Result<Option<bytes::Bytes>, Failure> {
+        match tokio::time::timeout(self.timeout, response.chunk()).await {
+            Ok(Ok(piece)) => Ok(piece),
+            Ok(Err(error)) => Err(Failure::new(Exit::Unreachable, format!("the answer broke off: {}", causes(&error)))
+                .hint("nothing was written, try again; the gateway's log may say why")),
+            Err(_) => Err(silent(self.timeout)),
+        }
+    }
+
     /// Sends to the first address that can be connected to.
     async fn send(
         &self,
@@ -231,6 +263,11 @@ fn is_loopback(url: &Url) -> bool {
 fn unreachable(place: &Place, error: &reqwest::Error) -> Failure {
     Failure::new(Exit::Unreachable, format!("no gateway answers at {place}: {}", causes(error)))
         .hint("start one with `openclaw gateway`, or name another with --url")
+}
+
+fn silent(timeout: Duration) -> Failure {
+    Failure::new(Exit::Unreachable, format!("nothing came for {} s", timeout.as_secs()))
+        .hint("try again, or another instance with --url")
 }
 
 /// The request was sent, or may have been, and no answer came.

@@ -25,11 +25,13 @@ pub enum Exit {
     EffectUnknown = 5,
     /// Not now (no quorum, busy, draining); nothing was changed and the same command may succeed later.
     Unavailable = 6,
-    /// `gateway`: the data on disk is damaged or of another release (sysexits EX_DATAERR).
+    /// `doctor`: nothing is wrong, and something should be looked at.
+    Warned = 7,
+    /// The data on disk, or a backup, is damaged or of another release (sysexits EX_DATAERR).
     Storage = 65,
     /// `gateway`: a fatal error while it ran; a supervisor should start it again (EX_SOFTWARE).
     Fatal = 70,
-    /// `gateway`: an address or the data directory is in use by another process (EX_TEMPFAIL).
+    /// An address or the data directory is in use by another process (EX_TEMPFAIL).
     InUse = 75,
     /// The configuration is wrong (EX_CONFIG).
     Config = 78,
@@ -44,8 +46,9 @@ Exit codes:
   0  done, or the answer is yes         4  refused: token, permission or conflict
   1  failed, or the answer is no        5  outcome unknown: it may have taken effect
   2  wrong command line                 6  not now (no quorum, busy): nothing changed, try again
-  3  no gateway reached                78  wrong configuration
-  gateway also: 65 damaged storage, 70 fatal error while running, 75 address or data directory in use";
+  3  no gateway reached                 7  `doctor`: warnings alone
+                                       78  wrong configuration
+  gateway and backups also: 65 damaged storage or backup, 70 fatal error while running, 75 address or data directory in use";
 }
 
 impl From<Exit> for ExitCode {

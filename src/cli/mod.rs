@@ -11,6 +11,7 @@ mod cluster;
 mod completions;
 mod config;
 mod demo;
+mod doctor;
 mod exit;
 mod gateway;
 mod health;
@@ -54,6 +55,7 @@ enum Command {
     Chat(chat::Chat),
     Status(status::Status),
     Health(health::Health),
+    Doctor(doctor::Doctor),
     Cluster(cluster::Cluster),
     Channels(channels::Channels),
     Pairing(pairing::Pairing),
@@ -100,6 +102,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Command::Chat(command) => on_one_thread(chat::run(command, json)),
         Command::Status(command) => on_one_thread(status::run(command, json)),
         Command::Health(command) => on_one_thread(health::run(command, json)),
+        Command::Doctor(command) => on_one_thread(doctor::run(command, json)),
         Command::Cluster(command) => on_one_thread(cluster::run(command, json)),
         Command::Channels(command) => on_one_thread(channels::run(command, json)),
         Command::Pairing(command) => on_one_thread(pairing::run(command, json)),

@@ -18,6 +18,7 @@ mod outbox;
 mod pairings;
 pub mod read;
 mod rendezvous;
+pub mod restored;
 mod retention;
 mod sessions;
 mod snapshot;
@@ -149,16 +150,30 @@ fn answer<T: Tables + ?Sized>(change: &mut Change<'_, T>, kind: &command::Kind) 
 /// # Errors
 /// [`TableError`] when the tables cannot be read.
 pub fn state_hash(tables: &(impl Tables + ?Sized)) -> Result<[u8; 32], TableError> {
-    let mut hash = Sha256::new();
+    let mut hash = RowHash::default();
     read::for_each_row(tables, |table, key, value| {
-        hash.update([table.tag()]);
-        hash.update((key.len() as u64).to_be_bytes());
-        hash.update(key);
-        hash.update((value.len() as u64).to_be_bytes());
-        hash.update(value);
+        hash.row(table, key, value);
         Ok::<(), TableError>(())
     })?;
-    Ok(hash.finalize().into())
+    Ok(hash.finish())
+}
+
+/// SHA-256 over rows, which come in table and key order.
+#[derive(Debug, Default)]
+pub struct RowHash(Sha256);
+
+impl RowHash {
+    pub fn row(&mut self, table: Table, key: &[u8], value: &[u8]) {
+        self.0.update([table.tag()]);
+        self.0.update((key.len() as u64).to_be_bytes());
+        self.0.update(key);
+        self.0.update((value.len() as u64).to_be_bytes());
+        self.0.update(value);
+    }
+
+    pub fn finish(self) -> [u8; 32] {
+        self.0.finalize().into()
+    }
 }
 
 #[cfg(test)]

@@ -185,6 +185,7 @@ pub struct SnapshotReader<R> {
     total: Hasher,
     order: Order,
     totals: SnapshotTotals,
+    format: u32,
     meta: Vec<u8>,
     ended: bool,
 }
@@ -197,21 +198,26 @@ impl<R: Read> SnapshotReader<R> {
     pub fn new(from: R) -> Result<Self, SnapshotError> {
         let totals = SnapshotTotals { rows: 0, bytes: 0 };
         let (order, meta) = (Order::default(), Vec::new());
-        let mut reader = Self { from, total: Hasher::new(), order, totals, meta, ended: false };
+        let mut reader = Self { from, total: Hasher::new(), order, totals, format: 0, meta, ended: false };
         let mut part = Part::default();
 
         let magic: [u8; 8] = reader.array(&mut part)?;
         if magic != MAGIC {
             return Err(SnapshotError::Magic { found: magic });
         }
-        let version = u32::from_be_bytes(reader.array(&mut part)?);
-        if !(1..=format::supported()).contains(&version) {
-            return Err(SnapshotError::Version { found: version });
+        reader.format = u32::from_be_bytes(reader.array(&mut part)?);
+        if !(1..=format::supported()).contains(&reader.format) {
+            return Err(SnapshotError::Version { found: reader.format });
         }
         let length = frame_bytes(u32::from_be_bytes(reader.array(&mut part)?) as usize, 0, 0)?;
         reader.meta = reader.bytes(length, &mut part)?;
         reader.check("header", part)?;
         Ok(reader)
+    }
+
+    /// Of the rows.
+    pub fn format(&self) -> u32 {
+        self.format
     }
 
     /// What the writer was given.
@@ -221,6 +227,11 @@ impl<R: Read> SnapshotReader<R> {
 
     pub fn totals(&self) -> SnapshotTotals {
         self.totals
+    }
+
+    /// Where the snapshot is read from: past its end once [`Self::next_row`] has returned `None`.
+    pub fn source(&mut self) -> &mut R {
+        &mut self.from
     }
 
     /// The next row; `None` once the trailer has confirmed all of them, and from then on.

@@ -148,7 +148,7 @@ impl LogStore {
     }
 
     /// Entries of `[start, end)` while their bytes stay within `limit`; at least one if there is one.
-    fn read(&self, start: u64, end: u64, limit: usize) -> io::Result<Vec<Entry>> {
+    pub(super) fn read(&self, start: u64, end: u64, limit: usize) -> io::Result<Vec<Entry>> {
         if start >= end {
             return Ok(Vec::new());
         }

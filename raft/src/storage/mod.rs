@@ -7,6 +7,7 @@
 mod engine;
 mod keys;
 mod log_store;
+mod offline;
 mod snapshot_store;
 mod state_store;
 #[cfg(test)]
@@ -15,5 +16,6 @@ mod tests;
 pub(crate) use engine::Engine;
 pub use engine::{Counters, OpenError, disk_failed};
 pub(crate) use log_store::LogStore;
+pub use offline::{OfflineError, RestoreError, RestoreOptions, Restored, of_stopped, restore};
 pub(crate) use snapshot_store::{SnapshotFile, SnapshotStore};
 pub(crate) use state_store::{StateReader, StateStore, TableReader};

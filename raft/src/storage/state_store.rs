@@ -19,6 +19,7 @@ use super::engine::{self, Engine};
 use super::keys::{self, Meta};
 use super::log_store::read_meta;
 use super::snapshot_store::{SnapshotFile, SnapshotStore};
+use crate::backup::{self, BackupError};
 use crate::command;
 use crate::planted::{Bug, planted};
 use crate::state_machine::keys::FORMAT;
@@ -30,8 +31,9 @@ use crate::wire;
 
 /// Commands that one write to the database holds at most.
 const MAX_BATCH: usize = 1024;
-/// Rows per write while a snapshot is installed.
+/// Rows per write while a snapshot is installed, if they are not many bytes before.
 const INSTALL_STEP: usize = 4096;
+const INSTALL_BYTES: usize = 8 << 20;
 /// How long the rows that a snapshot replaced stay for reads that began before.
 const RETIRED_ROWS_KEPT: Duration = Duration::from_secs(60);
 /// Events that a slow subscriber may fall behind before it must read the state again. Their room is taken at start.
@@ -103,6 +105,8 @@ impl Tables for Pinned<'_> {
     fn scan(&self, table: Table, from: &[u8], until: Option<&[u8]>, limit: usize) -> Result<Vec<Row>, TableError> {
         let mut options = ReadOptions::default();
         options.set_snapshot(&self.view);
+        // Whoever pins reads everything once; what is read often is to stay in the cache.
+        options.fill_cache(false);
         self.tables.scan_by(options, table, from, until, limit)
     }
 }
@@ -148,8 +152,8 @@ impl StateReader {
         (applied, TableReader::new(self.db.clone(), self.group, generation))
     }
 
-    /// All rows as one hash, and exactly the log index that they reflect. Reads everything there is.
-    pub(crate) fn state_hash(&self) -> io::Result<(u64, [u8; 32])> {
+    /// The rows as they are now, and exactly what they reflect.
+    fn pin(&self) -> io::Result<(SnapshotMeta, Pinned<'_>)> {
         let view = self.db.snapshot();
         let family = self.db.cf_handle(keys::META).ok_or_else(|| io::Error::other("no meta column family"))?;
         let get = |meta| view.get_cf(family, keys::meta(self.group, meta)).map_err(io::Error::other);
@@ -158,8 +162,25 @@ impl StateReader {
         let applied = pb::SnapshotMeta::decode(&*applied).map_err(io::Error::other)?;
         let applied = wire::from_snapshot_meta(applied).map_err(io::Error::other)?;
         let tables = TableReader::new(self.db.clone(), self.group, generation);
-        let hash = state_machine::state_hash(&Pinned { view, tables }).map_err(io::Error::other)?;
+        Ok((applied, Pinned { view, tables }))
+    }
+
+    /// All rows as one hash, and exactly the log index that they reflect. Reads everything there is.
+    pub(crate) fn state_hash(&self) -> io::Result<(u64, [u8; 32])> {
+        let (applied, rows) = self.pin()?;
+        let hash = state_machine::state_hash(&rows).map_err(io::Error::other)?;
         Ok((applied.last_log_id.map_or(0, |id| id.index), hash))
+    }
+
+    /// Writes all rows as a backup, whose header is completed by what they reflect.
+    pub(crate) fn back_up(
+        &self,
+        header: pb::BackupHeader,
+        to: impl io::Write,
+    ) -> Result<pb::BackupTrailer, BackupError> {
+        let (applied, rows) = self.pin().map_err(BackupError::Io)?;
+        let applied = applied.last_log_id.as_ref().map(wire::to_log_id);
+        backup::write(&rows, &pb::BackupHeader { applied, ..header }, to)
     }
 
     pub(crate) fn applied(&self) -> watch::Receiver<u64> {
@@ -254,6 +275,56 @@ impl StateStore {
 
     fn meta(&self) -> SnapshotMeta {
         SnapshotMeta { last_log_id: self.last_applied, last_membership: self.membership.clone() }
+    }
+
+    /// What the rows reflect, and the rows.
+    pub(super) fn applied_rows(&self) -> (Option<LogId>, TableReader) {
+        (self.last_applied, self.tables(self.generation.load(Ordering::Acquire)))
+    }
+
+    /// Replaces all rows by those of `file`, durably. The rows before stay beside them, for reads that began on them.
+    pub(super) async fn take_over(&mut self, meta: &SnapshotMeta, file: SnapshotFile) -> io::Result<TableReader> {
+        let old = self.generation.load(Ordering::Acquire);
+        let new = old.checked_add(1).ok_or_else(|| io::Error::other("no generation is left"))?;
+        let tables = self.tables(new);
+        // What an attempt that failed half-way may have left.
+        let mut batch = WriteBatch::default();
+        tables.delete_all(&mut batch).map_err(io::Error::other)?;
+        engine::write(self.engine.db(), batch)?;
+
+        let db = self.engine.shared_db();
+        let reading = file.try_clone()?;
+        let writer = tables.clone();
+        tokio::task::spawn_blocking(move || {
+            let mut batch = WriteBatch::default();
+            reading.for_each_row(|row| {
+                batch.put_cf(writer.family(row.table).map_err(io::Error::other)?, writer.key(&row.key), row.value);
+                if batch.len() >= INSTALL_STEP || batch.size_in_bytes() >= INSTALL_BYTES {
+                    engine::write(&db, std::mem::take(&mut batch))?;
+                }
+                Ok(())
+            })?;
+            engine::write(&db, batch)
+        })
+        .await
+        .map_err(io::Error::other)??;
+
+        self.last_applied = meta.last_log_id;
+        self.membership = meta.last_membership.clone();
+        let family = self.engine.family(keys::META)?;
+        let mut batch = WriteBatch::default();
+        let applied = wire::to_snapshot_meta(meta).encode_to_vec();
+        batch.put_cf(family, keys::meta(self.group, Meta::Applied), applied);
+        batch.put_cf(family, keys::meta(self.group, Meta::Generation), new.to_be_bytes());
+        let format = format::active(&tables).map_err(io::Error::other)?;
+        batch.put_cf(family, keys::FORMAT_VERSION, readable(format)?.to_be_bytes());
+        engine::write(self.engine.db(), batch)?;
+        self.engine.sync().await?;
+
+        self.snapshots.adopt(meta, file)?;
+        self.generation.store(new, Ordering::Release);
+        self.applied.send_replace(meta.last_log_id.as_ref().map_or(0, |id| id.index));
+        Ok(self.tables(old))
     }
 
     /// Writes the rows of `overlay` together with what they reflect, then tells readers and subscribers.
@@ -375,51 +446,12 @@ impl RaftStateMachine<TypeConfig> for StateStore {
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, file: SnapshotFile) -> io::Result<()> {
-        let old = self.generation.load(Ordering::Acquire);
-        let new = old.checked_add(1).ok_or_else(|| io::Error::other("no generation is left"))?;
-        let tables = self.tables(new);
-        // What an attempt that failed half-way may have left.
-        let mut batch = WriteBatch::default();
-        tables.delete_all(&mut batch).map_err(io::Error::other)?;
-        engine::write(self.engine.db(), batch)?;
-
-        let db = self.engine.shared_db();
-        let reading = file.try_clone()?;
-        let writer = tables.clone();
-        tokio::task::spawn_blocking(move || {
-            let mut batch = WriteBatch::default();
-            reading.for_each_row(|row| {
-                batch.put_cf(writer.family(row.table).map_err(io::Error::other)?, writer.key(&row.key), row.value);
-                if batch.len() >= INSTALL_STEP {
-                    engine::write(&db, std::mem::take(&mut batch))?;
-                }
-                Ok(())
-            })?;
-            engine::write(&db, batch)
-        })
-        .await
-        .map_err(io::Error::other)??;
-
-        self.last_applied = meta.last_log_id;
-        self.membership = meta.last_membership.clone();
-        let family = self.engine.family(keys::META)?;
-        let mut batch = WriteBatch::default();
-        let applied = wire::to_snapshot_meta(meta).encode_to_vec();
-        batch.put_cf(family, keys::meta(self.group, Meta::Applied), applied);
-        batch.put_cf(family, keys::meta(self.group, Meta::Generation), new.to_be_bytes());
-        let format = format::active(&tables).map_err(io::Error::other)?;
-        batch.put_cf(family, keys::FORMAT_VERSION, readable(format)?.to_be_bytes());
-        engine::write(self.engine.db(), batch)?;
-        self.engine.sync().await?;
-
-        self.snapshots.adopt(meta, file)?;
-        self.generation.store(new, Ordering::Release);
-        self.applied.send_replace(meta.last_log_id.as_ref().map_or(0, |id| id.index));
+        let retired = self.take_over(meta, file).await?;
         self.engine.counters().snapshots_installed.fetch_add(1, Ordering::Relaxed);
         // Subscribers cannot be told what a snapshot skipped: they read the state again.
         drop(self.events.send(Event::StateReplaced));
 
-        let (retired, db) = (self.tables(old), self.engine.shared_db());
+        let db = self.engine.shared_db();
         tokio::spawn(async move {
             tokio::time::sleep(RETIRED_ROWS_KEPT).await;
             let mut batch = WriteBatch::default();

@@ -163,6 +163,13 @@ impl ClusterView for FakeCluster {
         })
     }
 
+    fn backup(&self, stale: bool) -> BoxFuture<'_, Result<BackupStream, ClusterError>> {
+        Box::pin(async move {
+            let pieces = [if stale { "stale " } else { "fresh " }, "rows"].map(|piece| Ok(piece.into()));
+            Ok(futures::stream::iter(pieces).boxed())
+        })
+    }
+
     fn maintenance(&self) -> Maintenance {
         let on = self.status.lock().maintenance;
         Maintenance { instance_id: self.me.as_str().into(), on, running_turns: 0, drained: on }

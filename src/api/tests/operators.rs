@@ -90,6 +90,12 @@ async fn operators_reach_the_cluster() {
     let instance = Setup::new(Paced::new(1)).one();
     assert_eq!(instance.json("/api/v1/cluster").await["clusterId"], "test");
     assert_eq!(instance.json("/api/v1/cluster/state-hash").await["appliedIndex"], 7);
+    for (path, expected) in [("", "fresh rows"), ("?consistency=stale", "stale rows")] {
+        let backup = instance.get(&format!("/api/v1/cluster/backup{path}")).await;
+        assert_eq!(backup.headers()[CONTENT_TYPE], "application/octet-stream");
+        assert_eq!(backup.headers()["cache-control"], "no-store");
+        assert_eq!(bytes(backup).await, expected);
+    }
     let on = body(instance.post("/api/v1/maintenance", json!({"on": true})).await).await;
     assert_eq!(on["on"], true);
     assert_eq!(instance.json("/api/v1/maintenance").await["drained"], true);

@@ -191,6 +191,7 @@ async fn malformed_requests_have_their_documented_answers() {
         ("/v1/chat/completions", 405),
         ("/api/v1/cluster?x=1", 400),
         ("/api/v1/cluster/state-hash?x=1", 400),
+        ("/api/v1/cluster/backup?consistency=old", 400),
         ("/api/v1/cluster/remove", 405),
     ] {
         cases.push((get.clone(), path.into(), vec![], String::new(), status));
@@ -254,6 +255,7 @@ async fn callers_without_the_token_and_other_pages_are_refused() {
         "/api/v1/sessions",
         "/api/v1/cluster",
         "/api/v1/cluster/state-hash",
+        "/api/v1/cluster/backup",
         "/api/v1/maintenance",
         "/v1/models",
         "/api/v1/turns/00",

@@ -1,7 +1,9 @@
-//! `openclaw cluster`: who is a member, who leads, and changing both.
+//! `openclaw cluster`: who is a member, who leads, and changing both; backups of all of it, and new clusters from them.
 
+mod backup;
 mod certs;
 mod events;
+mod restore;
 
 use clap::{Args, Subcommand};
 use openclaw_proto::http::{self, MemberRole};
@@ -53,6 +55,9 @@ enum Command {
         #[command(flatten)]
         connection: Connection,
     },
+    // The largest by far: every flag of the others is in it.
+    Backup(Box<backup::Backup>),
+    Restore(restore::Restore),
     Certs(certs::Certs),
 }
 
@@ -86,6 +91,8 @@ pub(super) async fn run(arguments: Cluster, json: bool) -> Result<Exit, Failure>
             let leader = or_dash(cluster.leader.as_deref());
             report(&cluster, json, &format!("{leader} leads"))
         }
+        Command::Backup(arguments) => backup::run(*arguments, json).await,
+        Command::Restore(arguments) => restore::run(arguments, json).await,
         Command::Certs(arguments) => certs::run(&arguments, json),
     }
 }

@@ -1,0 +1,139 @@
+//! The cluster as the instance on this machine sees it: leader, voters, who lags, who is gone, who is of another release.
+
+use std::collections::BTreeSet;
+
+use openclaw_proto::http::{Cluster, HealthStatus, MemberRole};
+
+use super::{Finding, Level, Patient};
+
+/// Entries that a member may be behind without a word: a second or so of a busy cluster.
+const LAG: u64 = 10_000;
+
+/// What the instance says of its health; nothing when it does not answer.
+pub(super) async fn measure(patient: &Patient) -> Option<HealthStatus> {
+    patient.cluster.as_ref()?;
+    Some(patient.client.as_ref()?.health("ready").await.ok()?.status)
+}
+
+pub(super) fn judge(cluster: Option<&Cluster>, health: Option<HealthStatus>) -> Vec<Finding> {
+    let Some(cluster) = cluster else {
+        return vec![Finding::skipped("quorum", "the instance on this machine does not answer")];
+    };
+    let mut findings = vec![quorum(cluster, health), voters(cluster)];
+    for member in &cluster.members {
+        let id = &member.instance_id;
+        if !member.live {
+            findings.push(Finding::problem(
+                "members",
+                format!("{id} is gone"),
+                format!("start it; if its machine is lost for good, `openclaw cluster remove {id}`"),
+            ));
+        } else if member.draining {
+            findings.push(Finding::warning(
+                "members",
+                format!("{id} takes no new work: it drains or is in maintenance"),
+                "`openclaw maintenance off` on that instance ends it, and so does a restart",
+            ));
+        }
+        let lag = member.applied_index.map(|applied| cluster.commit_index.saturating_sub(applied));
+        if let Some(lag) = lag.filter(|lag| member.live && *lag > LAG) {
+            findings.push(Finding::warning(
+                "members",
+                format!("{id} is {lag} log entries behind"),
+                "look again in a moment; if it does not catch up, look at its disk and its network",
+            ));
+        }
+    }
+    findings.extend(versions(cluster));
+    if findings.iter().all(|finding| finding.level == Level::Ok) {
+        findings.push(Finding::ok("members", format!("all {} live and up to date", cluster.members.len())));
+    }
+    findings
+}
+
+fn quorum(cluster: &Cluster, health: Option<HealthStatus>) -> Finding {
+    const CHECK: &str = "quorum";
+    // Who led last is still named by an instance that hears of nobody any more; its health knows better.
+    match cluster.leader.as_ref().filter(|_| health != Some(HealthStatus::NoQuorum)) {
+        Some(leader) => Finding::ok(CHECK, format!("{leader} leads in term {}", cluster.term)),
+        None => Finding::problem(
+            CHECK,
+            format!("{} hears of no leader with a majority: nothing can be written", cluster.instance_id),
+            "start the instances that are down; if most of them are lost for good, restore a backup (`openclaw cluster restore`)",
+        ),
+    }
+}
+
+fn voters(cluster: &Cluster) -> Finding {
+    const CHECK: &str = "voters";
+    let voters: Vec<_> = cluster.members.iter().filter(|member| member.role != MemberRole::Learner).collect();
+    let live = voters.iter().filter(|member| member.live).count();
+    let majority = voters.len() / 2 + 1;
+    let saw = format!("{live} of {} live", voters.len());
+    match (voters.len(), live) {
+        (0, _) => {
+            Finding::problem(CHECK, "none: the cluster has not formed", "start all instances of cluster.bootstrap")
+        }
+        (1, _) => Finding::warning(CHECK, "one: nothing is replicated", "add two more with --join"),
+        (2, _) => Finding::warning(CHECK, format!("{saw}: two tolerate no failure"), "add a third with --join"),
+        (_, live) if live < majority => {
+            Finding::problem(CHECK, format!("{saw}: no majority"), "start the ones that are down")
+        }
+        (_, live) if live == majority => {
+            Finding::warning(CHECK, format!("{saw}: one more loss stops writes"), "bring the missing ones back")
+        }
+        _ => Finding::ok(CHECK, saw),
+    }
+}
+
+fn versions(cluster: &Cluster) -> Option<Finding> {
+    let all: BTreeSet<&str> = cluster.members.iter().filter_map(|member| member.version.as_deref()).collect();
+    (all.len() > 1).then(|| {
+        let all: Vec<_> = all.into_iter().collect();
+        Finding::warning(
+            "versions",
+            format!("{} are mixed", all.join(" and ")),
+            "fine during an update: finish it on the other instances",
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::cluster::tests::example;
+
+    fn found(change: impl FnOnce(&mut Cluster)) -> Vec<(&'static str, Level)> {
+        let mut cluster = example();
+        for member in &mut cluster.members {
+            (member.live, member.version) = (true, Some("0.1.0".into()));
+        }
+        change(&mut cluster);
+        judge(Some(&cluster), Some(HealthStatus::Ready))
+            .into_iter()
+            .map(|finding| (finding.check, finding.level))
+            .collect()
+    }
+
+    #[test]
+    fn a_whole_cluster_is_right() {
+        assert_eq!(found(|_| {}), [("quorum", Level::Ok), ("voters", Level::Ok), ("members", Level::Ok)]);
+        assert_eq!(judge(None, None)[0].level, Level::Skipped);
+        assert_eq!(judge(Some(&example()), Some(HealthStatus::NoQuorum))[0].level, Level::Problem);
+    }
+
+    #[test]
+    fn who_is_gone_drains_lags_or_differs_is_named() {
+        let gone = found(|cluster| cluster.members[2].live = false);
+        assert_eq!(gone, [("quorum", Level::Ok), ("voters", Level::Warning), ("members", Level::Problem)]);
+        let lost = found(|cluster| {
+            cluster.leader = None;
+            (cluster.members[0].live, cluster.members[2].live) = (false, false);
+        });
+        assert_eq!(lost[..2], [("quorum", Level::Problem), ("voters", Level::Problem)]);
+        assert_eq!(found(|cluster| cluster.members[1].draining = true)[2], ("members", Level::Warning));
+        assert_eq!(found(|cluster| cluster.commit_index += LAG)[2], ("members", Level::Warning));
+        assert_eq!(found(|cluster| cluster.members[0].version = Some("0.2.0".into()))[2], ("versions", Level::Warning));
+        assert_eq!(found(|cluster| drop(cluster.members.pop()))[1], ("voters", Level::Warning));
+    }
+}
