@@ -69,6 +69,8 @@ pub struct ClusterStatus {
     pub term: u64,
     pub applied_index: u64,
     pub has_quorum: bool,
+    /// It has not applied its own registration yet, and so may know only what was long ago.
+    pub starting: bool,
     pub maintenance: bool,
     /// On its way out.
     pub draining: bool,

@@ -61,10 +61,12 @@ fn readiness(cluster: &ClusterStatus) -> HealthStatus {
         HealthStatus::Draining
     } else if cluster.maintenance {
         HealthStatus::Maintenance
-    } else if cluster.has_quorum {
-        HealthStatus::Ready
-    } else {
+    } else if !cluster.has_quorum {
         HealthStatus::NoQuorum
+    } else if cluster.starting {
+        HealthStatus::Starting
+    } else {
+        HealthStatus::Ready
     }
 }
 
@@ -79,6 +81,10 @@ pub fn standing(cluster: &ClusterStatus) -> Vec<HealthReason> {
         let message = "no majority of the voters can be reached, so nothing is committed. See openclaw cluster status for who is \
                        missing; start it, or mend the network between the peer addresses";
         add(HealthCondition::NoQuorum, message.to_owned());
+    }
+    if cluster.starting {
+        let message = "the process has not caught up with the cluster since it started; it does so by itself";
+        add(HealthCondition::Starting, message.to_owned());
     }
     if cluster.draining {
         add(HealthCondition::Draining, "the process is about to end; another instance serves meanwhile".to_owned());

@@ -236,7 +236,8 @@ impl App {
 
         let hashing = Arc::new(tokio::sync::Semaphore::new(1));
         let backups = backup::Backups::new(streams.clone());
-        let view = view::View { node: node.clone(), readiness: readiness.clone(), load: load.clone(), hashing, backups };
+        let view =
+            view::View { node: node.clone(), readiness: readiness.clone(), load: load.clone(), hashing, backups };
         let (cluster_view, channel_view): (Arc<dyn ClusterView>, Arc<dyn ChannelView>) =
             (Arc::new(view), Arc::new(channel_view));
         workers.spawn(vitals.clone().watch(cluster_view.clone(), validity, metrics.clone(), tasks.clone()));

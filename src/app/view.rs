@@ -98,6 +98,7 @@ impl ClusterView for View {
             term: status.term,
             applied_index: status.applied_index,
             has_quorum: status.has_quorum,
+            starting: !self.readiness.has_begun(),
             maintenance: self.readiness.is_in_maintenance(),
             draining: self.readiness.is_stopping(),
             failed: status.failed,

@@ -53,6 +53,7 @@ pub(super) fn word(status: HealthStatus) -> &'static str {
         HealthStatus::Draining => "draining",
         HealthStatus::Maintenance => "maintenance",
         HealthStatus::NoQuorum => "no_quorum",
+        HealthStatus::Starting => "starting",
         HealthStatus::ConsensusStopped => "consensus_stopped",
         HealthStatus::Unwell => "unwell",
     }

@@ -79,6 +79,11 @@ impl Readiness {
         Self { node, session, maintenance: Arc::default(), stopping: Arc::default(), shutdown }
     }
 
+    /// This process was registered once, and had applied all that was committed before.
+    pub fn has_begun(&self) -> bool {
+        self.session.has_begun()
+    }
+
     pub fn is_in_maintenance(&self) -> bool {
         self.maintenance.load(Ordering::Acquire)
     }

@@ -8,6 +8,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use openclaw_proto::state::{ExpireInstance, Instance, RegisterInstance, RenewInstance, SetDraining, command, outcome};
@@ -52,6 +53,7 @@ pub struct Options {
 #[derive(Debug, Clone)]
 pub struct Session {
     epoch: watch::Receiver<Option<u64>>,
+    begun: Arc<AtomicBool>,
     draining: Arc<watch::Sender<Draining>>,
 }
 
@@ -67,6 +69,11 @@ impl Session {
     /// None before the first registration, and between the loss of an epoch and the next.
     pub fn epoch(&self) -> Option<u64> {
         *self.epoch.borrow()
+    }
+
+    /// Whether there was an epoch.
+    pub fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Acquire)
     }
 
     /// Waits until this process is registered, and its registration applied on this instance.
@@ -92,7 +99,7 @@ impl Session {
     /// One that nobody keeps.
     #[cfg(test)]
     pub fn for_tests(epoch: u64) -> Self {
-        Self { epoch: watch::channel(Some(epoch)).1, draining: Arc::default() }
+        Self { epoch: watch::channel(Some(epoch)).1, begun: Arc::new(true.into()), draining: Arc::default() }
     }
 }
 
@@ -131,8 +138,9 @@ pub fn keep(
 ) -> (Session, impl Future<Output = ()> + Send) {
     let (sender, epoch) = watch::channel(None);
     let draining: Arc<watch::Sender<Draining>> = Arc::default();
-    let session = Session { epoch, draining: draining.clone() };
-    let keeper = Keeper { node, description, options, validity, epoch: sender, draining };
+    let begun = Arc::<AtomicBool>::default();
+    let session = Session { epoch, begun: begun.clone(), draining: draining.clone() };
+    let keeper = Keeper { node, description, options, validity, epoch: sender, begun, draining };
     let task = async move {
         shutdown.run_until_cancelled(keeper.run()).await;
         keeper.leave().await;
@@ -146,6 +154,7 @@ struct Keeper {
     options: Options,
     validity: Validity,
     epoch: watch::Sender<Option<u64>>,
+    begun: Arc<AtomicBool>,
     draining: Arc<watch::Sender<Draining>>,
 }
 
@@ -154,6 +163,7 @@ impl Keeper {
         loop {
             let epoch = self.register().await;
             self.epoch.send_replace(Some(epoch));
+            self.begun.store(true, Ordering::Release);
             self.renew(epoch).await;
             self.validity.lost();
             self.epoch.send_replace(None);

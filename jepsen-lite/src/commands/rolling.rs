@@ -91,7 +91,7 @@ impl Front {
     async fn start(options: &Options, cluster: &Cluster) -> Result<(Self, &'static str)> {
         let instances: Vec<_> = cluster.instances().iter().map(|instance| instance.http).collect();
         let directory = cluster.directory().context("no directory")?;
-        let program = |kind, file: &Path| Ok(Self::Program(Program::start(kind, file, directory, &instances)?));
+        let program = |kind, file: &Path| Program::start(kind, file, directory, &instances).map(Self::Program);
         Ok(match (&options.nginx, &options.nginx_stream, &options.haproxy) {
             (Some(file), _, _) => (program(Kind::Nginx, file)?, "nginx"),
             (_, Some(file), _) => (program(Kind::NginxStream, file)?, "nginx stream"),

@@ -71,7 +71,11 @@ async fn watch_leaders(clients: Vec<(String, Client)>, shared: Shared, mut stopp
 async fn watch_owners(clients: Vec<(String, Client)>, shared: Shared, mut stopped: watch::Receiver<bool>) -> Vec<Told> {
     let mut seen = Owners::default();
     while goes_on(&mut stopped).await {
-        let asked = clients.iter().map(async |(id, client)| (id, client.channels().await));
+        // One that is catching up, after it lost its disk or was away, tells of what was.
+        let asked = clients.iter().map(async |(id, client)| match client.is_ready().await {
+            true => (id, client.channels().await),
+            false => (id, Reply::Unknown("not ready".to_owned())),
+        });
         for (id, reply) in futures::future::join_all(asked).await {
             let Reply::Ok(list) = reply else { continue };
             // WebChat is everybody's, and an account that nobody ever owned has no token.

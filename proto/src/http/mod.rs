@@ -311,6 +311,8 @@ pub enum HealthStatus {
     Draining,
     Maintenance,
     NoQuorum,
+    /// It has not caught up with the cluster since it started.
+    Starting,
     /// The process takes part no more; only another start helps.
     ConsensusStopped,
     /// It serves, and something of it needs a person: `reasons` say what.
@@ -323,6 +325,7 @@ pub enum HealthStatus {
 pub enum HealthCondition {
     ConsensusStopped,
     NoQuorum,
+    Starting,
     Draining,
     Maintenance,
     /// A bot account that runs here does not hear its platform.
@@ -334,9 +337,10 @@ pub enum HealthCondition {
 }
 
 impl HealthCondition {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::ConsensusStopped,
         Self::NoQuorum,
+        Self::Starting,
         Self::Draining,
         Self::Maintenance,
         Self::ChannelDeaf,
@@ -349,6 +353,7 @@ impl HealthCondition {
         match self {
             Self::ConsensusStopped => "consensus_stopped",
             Self::NoQuorum => "no_quorum",
+            Self::Starting => "starting",
             Self::Draining => "draining",
             Self::Maintenance => "maintenance",
             Self::ChannelDeaf => "channel_deaf",

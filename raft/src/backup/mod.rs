@@ -22,7 +22,8 @@ use openclaw_proto::raft as pb;
 use prost::Message;
 
 use crate::state_machine::{
-    RowHash, SnapshotError, SnapshotReader, SnapshotRow, SnapshotWriter, Table, TableError, Tables, format, read, restored,
+    RowHash, SnapshotError, SnapshotReader, SnapshotRow, SnapshotWriter, Table, TableError, Tables, format, read,
+    restored,
 };
 use blocks::{BlockReader, BlockWriter};
 

@@ -20,8 +20,8 @@ use http::header::{CONTENT_TYPE, HOST};
 use http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use openclaw_proto::http::{
-    ChannelList, ChannelStatus, Cluster, DeadLetterAction, DeadLetterList, HealthReason, Maintenance, Overview, Pairing,
-    PairingList, Series, StateHash,
+    ChannelList, ChannelStatus, Cluster, DeadLetterAction, DeadLetterList, HealthReason, Maintenance, Overview,
+    Pairing, PairingList, Series, StateHash,
 };
 use openclaw_proto::ids::{ChannelAccount, SessionKey, TurnId};
 use openclaw_proto::state::ExpireInstance;
