@@ -3,6 +3,7 @@
 //! Start: data directory and listeners, consensus, the store over it, turns, then HTTP. Stop, in this order: not ready,
 //! running turns end or are parked, leadership is handed over, HTTP, consensus, storage.
 
+mod alone;
 mod channels;
 mod view;
 
@@ -111,6 +112,9 @@ impl App {
         let instance_id = config.cluster.instance_id_or_default();
         let data_dir = config.storage.data_dir.join(instance_id.as_str());
         private_dir(&data_dir)?;
+        let knows_nobody = config.cluster.bootstrap.is_empty() && config.cluster.join.is_empty();
+        // Held until this instance has left its boot id.
+        let _begins = if knows_nobody { alone::begin(&config.storage.data_dir, &data_dir)? } else { None };
         let models = Models::from_config(&config.models).map_err(|error| Stopped::Config(error.to_string()))?;
         let metrics = Metrics::new().map_err(|error| Stopped::Fatal(error.to_string()))?;
 
