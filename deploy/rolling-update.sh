@@ -122,7 +122,7 @@ fi
 # -- What is true --------------------------------------------------------------------------------------------------------
 
 # What the instance says of itself, as one line of JSON; nothing if it does not answer.
-health() { beside "$1" "$answer" --json health 2> /dev/null < /dev/null | tr -d '[:space:]' || true; }
+health() { beside "$1" "$answer" --json health --ready 2> /dev/null < /dev/null | tr -d '[:space:]' || true; }
 # A field of it.
 field() { sed -n "s/.*\"$1\":\"\{0,1\}\([^\",}]*\).*/\1/p" <<< "$2"; }
 status() { local it; it="$(field status "$(health "$1")")"; echo "${it:-unreachable}"; }

@@ -4,6 +4,7 @@
 //! from then on leadership, channels and new turns go to others; no new connections; requests, streams and turns end, or what
 //! is left of them is handed over; the instance's epoch; consensus; storage.
 
+mod alone;
 mod backup;
 mod channels;
 mod health;
@@ -120,6 +121,9 @@ impl App {
         let instance_id = config.cluster.instance_id_or_default();
         let data_dir = config.storage.data_dir.join(instance_id.as_str());
         private_dir(&data_dir)?;
+        let knows_nobody = config.cluster.bootstrap.is_empty() && config.cluster.join.is_empty();
+        // Held until this instance has left its boot id.
+        let _begins = if knows_nobody { alone::begin(&config.storage.data_dir, &data_dir)? } else { None };
         let metrics = Metrics::new().map_err(|error| Stopped::Fatal(error.to_string()))?;
         let models = Models::from_config(&config.models).map_err(|error| Stopped::Config(error.to_string()))?;
         let models = models.counted(metrics.clone());

@@ -228,6 +228,7 @@ mod tests {
             leader: Some("node-1".into()),
             term: 4,
             commit_index: 90,
+            format: 1,
             members: vec![
                 member("node-1", MemberRole::Leader),
                 member("node-2", MemberRole::Follower),

@@ -103,13 +103,16 @@ impl Session {
     }
 }
 
+/// The file in an instance's data directory that holds the boot id of its last process: every start leaves one.
+pub const BOOT_ID: &str = "boot_id";
+
 /// Takes the boot id that the process before left, and leaves this one's.
 ///
 /// # Errors
 /// The disk's.
 pub fn exchange_boot_id(data_dir: &Path, boot_id: &str) -> io::Result<String> {
     const LONGEST: usize = 64;
-    let path = data_dir.join("boot_id");
+    let path = data_dir.join(BOOT_ID);
     let previous = match fs::read_to_string(&path) {
         // A torn one is no boot id, so it proves nothing about any process.
         Ok(text) if text.len() <= LONGEST && text.bytes().all(|byte| byte.is_ascii_hexdigit()) => text,

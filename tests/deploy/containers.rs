@@ -2,14 +2,17 @@
 //! them and with the gateway.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use openclaw_config::{Loaded, cluster::Member};
 use serde_json::Value;
 
-use crate::{LONGEST_STOP, OPENCLAW, path, published, run, settings, text, yaml};
+use crate::{
+    LONGEST_STOP, LOOK, OPENCLAW, SOON, Server, get, path, published, run, settings, text, wait_listening, yaml,
+};
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 const DATA: &str = "/data/openclaw";
@@ -169,32 +172,61 @@ fn the_image_runs_as_nobody_in_particular_and_its_check_is_a_command_that_exists
     Ok(())
 }
 
+/// An instance as the guide's compose file starts it from our image, with another directory in place of the volume.
+fn guides_instance(service: &str, volume: &Path) -> Result<Command> {
+    let guide = yaml(include_str!("guide/docker-compose.yml"))?.into_iter().next().context("an empty file")?;
+    ensure!(published("Dockerfile")?.contains("OPENCLAW_GATEWAY_BIND=lan"));
+    let mut command = Command::new(OPENCLAW);
+    command.env_clear().env("HOME", volume).env("OPENCLAW_GATEWAY_BIND", "lan").arg("gateway");
+    for variable in guide["services"][service]["environment"].as_array().context("an environment")? {
+        let (name, value) = text(variable)?.split_once('=').context("NAME=value")?;
+        command.env(name, if value == DATA { volume.to_str().context("a path")? } else { value });
+    }
+    Ok(command)
+}
+
+fn refused(command: &mut Command, why: &str) -> Result<()> {
+    let output = command.output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.code() == Some(78) && said.contains(why), "{}: {said}", output.status);
+    Ok(())
+}
+
 /// The guide's own file names neither peers nor a token. Each instance of it would be a cluster of its own that anybody may
 /// call: better that it says what is missing.
 #[test]
 fn with_the_guides_environment_alone_an_instance_says_what_is_missing() -> Result<()> {
-    let guide = yaml(include_str!("guide/docker-compose.yml"))?.into_iter().next().context("an empty file")?;
-    let image = published("Dockerfile")?;
-    ensure!(image.contains("OPENCLAW_GATEWAY_BIND=lan"));
-    let directory = tempfile::tempdir()?;
+    let volume = tempfile::tempdir()?;
     for service in ["openclaw-1", "openclaw-2", "openclaw-3"] {
-        let mut command = Command::new(OPENCLAW);
-        command.env_clear().env("HOME", directory.path()).env("OPENCLAW_GATEWAY_BIND", "lan").arg("gateway");
-        for variable in guide["services"][service]["environment"].as_array().context("an environment")? {
-            let (name, value) = text(variable)?.split_once('=').context("NAME=value")?;
-            // The one thing that differs: the directory is there in a container.
-            let value = if name == "OPENCLAW_DATA_DIR" { directory.path().to_str().unwrap_or_default() } else { value };
-            command.env(name, value);
-        }
-        let output = command.output()?;
-        let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
-        ensure!(
-            output.status.code() == Some(78) && said.contains("OPENCLAW_GATEWAY_TOKEN"),
-            "{}: {said}",
-            output.status
-        );
+        refused(&mut guides_instance(service, volume.path())?, "OPENCLAW_GATEWAY_TOKEN")?;
     }
     Ok(())
+}
+
+/// And with a token, as the first message asks for: three clusters behind one balancer would each know a third of what was said.
+#[tokio::test(flavor = "multi_thread")]
+async fn with_the_guides_environment_and_a_token_no_second_cluster_begins_in_the_volume() -> Result<()> {
+    let volume = tempfile::tempdir()?;
+    let ports: Vec<u16> = jepsen_lite::cluster::free_ports(4)?;
+    let instance = |service: &str, at: usize| -> Result<Command> {
+        let mut command = guides_instance(service, volume.path())?;
+        // Three containers have three addresses; here it is one machine.
+        command.env("OPENCLAW_GATEWAY_TOKEN", SECRET).env("OPENCLAW_GATEWAY_BIND", "loopback");
+        command.env("OPENCLAW_GATEWAY_PORT", ports[at].to_string());
+        command.env("OPENCLAW_PEER_LISTEN", format!("127.0.0.1:{}", ports[at + 2]));
+        Ok(command)
+    };
+    let _first = Server::start(&mut instance("openclaw-1", 0)?)?;
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], ports[0]));
+    wait_listening(address)?;
+    refused(&mut instance("openclaw-2", 1)?, "OPENCLAW_CLUSTER_BOOTSTRAP")?;
+    // The listener was there before the data was.
+    let deadline = Instant::now() + SOON;
+    while get(address, "/api/v1/health")?.0 != 200 {
+        ensure!(Instant::now() < deadline, "the first is never ready");
+        tokio::time::sleep(LOOK).await;
+    }
+    refused(&mut instance("openclaw-2", 1)?, "node-1 is another instance's")
 }
 
 /// The manifests, by kind and name.

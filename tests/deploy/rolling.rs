@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use futures::future::join_all;
+use futures::stream::{FuturesUnordered, StreamExt};
 use jepsen_lite::client::{Client, Protocol, Reply};
 use jepsen_lite::cluster::Cluster;
 use openclaw_proto::http::{ChatRequest, Role};
@@ -118,7 +118,14 @@ async fn look(instances: [SocketAddr; 3], over: Arc<AtomicBool>) -> Result<Durat
     let clients = instances.map(|address| Client::new(address, Protocol::Http1, ANSWER));
     let (mut longest, mut since) = (Duration::ZERO, Instant::now());
     while !over.load(Ordering::Acquire) {
-        let ready = join_all(clients.iter().map(Client::is_ready)).await.contains(&true);
+        // Whoever answers first: one that is about to end may take its time.
+        let mut answers: FuturesUnordered<_> = clients.iter().map(Client::is_ready).collect();
+        let mut ready = false;
+        while let Some(answer) = answers.next().await
+            && !ready
+        {
+            ready = answer;
+        }
         longest = longest.max(since.elapsed());
         ensure!(longest <= ELECTION, "no instance was ready for {longest:?}");
         if ready {

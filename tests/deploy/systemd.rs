@@ -15,8 +15,8 @@ const EXPOSURE: f64 = 1.1;
 
 /// A line's value, the last one where there are several.
 fn value(unit: &str, key: &str) -> Result<String> {
-    let values = unit.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('='));
-    values.last().map(str::to_owned).with_context(|| format!("no {key}= in the unit"))
+    let mut values = unit.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+    values.next_back().map(str::to_owned).with_context(|| format!("no {key}= in the unit"))
 }
 
 fn seconds(unit: &str, key: &str) -> Result<Duration> {
@@ -36,7 +36,8 @@ fn systemd_finds_nothing_wrong_with_the_unit_and_little_that_it_may_do() -> Resu
     ensure!(said.trim().is_empty(), "{said}");
 
     let said = run(command("systemd-analyze").args(["security", "--offline=true", "--no-pager"]).arg(&file))?;
-    let exposure = said.lines().last().and_then(|line| line.split(": ").nth(1)?.split(' ').next()?.parse::<f64>().ok());
+    let exposure =
+        said.lines().next_back().and_then(|line| line.split(": ").nth(1)?.split(' ').next()?.parse::<f64>().ok());
     let exposure = exposure.with_context(|| format!("no exposure in {said}"))?;
     eprintln!("exposure level: {exposure}");
     ensure!(exposure <= EXPOSURE, "{said}");

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use openclaw_proto::http::{Cluster, HealthStatus, MemberRole};
 
 use super::{Finding, Level, Patient};
+use crate::cli::client::Asked;
 
 /// Entries that a member may be behind without a word: a second or so of a busy cluster.
 const LAG: u64 = 10_000;
@@ -12,7 +13,7 @@ const LAG: u64 = 10_000;
 /// What the instance says of its health; nothing when it does not answer.
 pub(super) async fn measure(patient: &Patient) -> Option<HealthStatus> {
     patient.cluster.as_ref()?;
-    Some(patient.client.as_ref()?.health("ready").await.ok()?.status)
+    Some(patient.client.as_ref()?.health(Asked::Ready).await.ok()?.status)
 }
 
 pub(super) fn judge(cluster: Option<&Cluster>, health: Option<HealthStatus>) -> Vec<Finding> {
