@@ -300,7 +300,7 @@ case "${0##*/} $*" in
   "sudo sh -c "*) shift 2; exec sh -c "$*" ;;
   "systemctl restart openclaw") echo ready > "$state"; date +%s%3N > "$state.since"; echo "restart $MACHINE" >> "$HOME/done" ;;
   "systemctl show -P MainPID openclaw") echo 1 ;;
-  "openclaw --json health")
+  "openclaw --json health --ready")
     echo "{\"ok\": true, \"status\": \"$(cat "$state")\", \"detail\": {\"version\": \"2\", \"appliedIndex\": 7,"
     echo "\"uptimeMs\": $(($(date +%s%3N) - $(cat "$state.since")))}}"
     ;;
