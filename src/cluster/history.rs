@@ -339,7 +339,7 @@ mod tests {
         let mut watch = Watch::new();
         let with = |instances: &[Instance]| Sight { instances: instances.to_vec(), ..led_by("node-1", 1) };
         let (one, two) = (instance("node-1", 3), instance("node-2", 4));
-        watch.look(0, with(&[one.clone()]));
+        watch.look(0, with(std::slice::from_ref(&one)));
         watch.look(10, with(&[one.clone(), two.clone()]));
         watch.look(20, with(&[one.clone(), Instance { draining: true, ..two.clone() }]));
         watch.look(30, with(&[one.clone(), two.clone()]));
@@ -379,7 +379,7 @@ mod tests {
         let dead = Instance { live: false, ..two.clone() };
         watch.look(4, with(&[one.clone(), dead], &[Lease { granted_ms: 13_000, ..lease("node-1", 3, 7) }]));
         watch.look(5, with(&[], &[Lease { owner: String::new(), ..lease("", 0, 7) }]));
-        watch.look(2_005, with(&[two.clone()], &[lease("node-2", 4, 9)]));
+        watch.look(2_005, with(std::slice::from_ref(&two), &[lease("node-2", 4, 9)]));
         // Its owner was restarted within its silence: what is known of the epoch before is in the look before.
         let again = instance("node-2", 11);
         watch.look(2_006, with(&[again], &[Lease { granted_ms: 10_700, ..lease("node-2", 11, 12) }]));

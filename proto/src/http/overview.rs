@@ -142,7 +142,7 @@ pub struct Lines {
 pub enum ClusterEventKind {
     /// `to` leads in term `number`; `from` did before.
     LeaderChanged,
-    /// `instance` has contact again with `to`, which has led all the while in term `number`.
+    /// `instance` has contact again with `to`, which has led all the while in term `number`; of the leader itself: with a quorum.
     LeaderReached,
     /// `instance` has registered, under the epoch `number`.
     InstanceCame,

@@ -55,6 +55,7 @@ export function describe(event) {
       return `${to} leads, in term ${number}${after}.${gap}`;
     }
     case 'leader_reached':
+      if (instance === to) return `${instance} leads, but heard of no quorum for ${span(gapMs ?? 0)}.`;
       return `${instance} had no contact with its leader ${to} for ${span(gapMs ?? 0)}.`;
     case 'instance_came':
       return `${instance} is there${version ? `, version ${version}` : ''}.`;

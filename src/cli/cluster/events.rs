@@ -49,6 +49,7 @@ fn what(event: &ClusterEvent) -> String {
     let account = or_dash(event.account.as_deref());
     match event.kind {
         ClusterEventKind::LeaderChanged => format!("leader of term {}", event.number),
+        ClusterEventKind::LeaderReached if event.instance == event.to => format!("{instance} reaches a quorum again"),
         ClusterEventKind::LeaderReached => format!("{instance} reaches its leader again"),
         ClusterEventKind::InstanceCame => match &event.version {
             Some(version) => format!("{instance} came, version {version}"),

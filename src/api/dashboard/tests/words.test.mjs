@@ -29,6 +29,7 @@ test('every kind of event is a sentence', () => {
     [event('leader_changed', { from: 'node-1', to: 'node-2', gapMs: 84 }), 'node-2 leads, in term 5, after node-1. There was no leader for 84 ms.', 'warn'],
     [event('leader_changed', { to: 'node-2' }), 'node-2 leads, in term 5.', 'plain'],
     [event('leader_reached', { instance: 'node-3', to: 'node-2', gapMs: 4_200 }), 'node-3 had no contact with its leader node-2 for 4.2 s.', 'warn'],
+    [event('leader_reached', { instance: 'node-2', to: 'node-2', gapMs: 516 }), 'node-2 leads, but heard of no quorum for 516 ms.', 'warn'],
     [event('instance_came', { instance: 'node-1', version: '1.2' }), 'node-1 is there, version 1.2.', 'plain'],
     [event('instance_went', { instance: 'node-1' }), 'node-1 is gone: it stopped or fell silent.', 'bad'],
     [event('instance_drains', { instance: 'node-1' }), 'node-1 drains: it takes no new turns.', 'plain'],
