@@ -12,6 +12,7 @@ use std::fmt::Debug;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use openclaw_proto::raft::{BackupHeader, BackupSource, LogId};
 use openclaw_proto::state::{
     Accept, Accepted, AppendEntry, Appended, ApprovePairing, Cancel, Command, Complete, Conflict, Cursor,
     DeleteSession, Done, DuplicateTurn, Enqueue, Enqueued, Entry, ExpireInstance, Fail, Fenced, ForgetInstance,
@@ -21,6 +22,7 @@ use openclaw_proto::state::{
     SessionDeleted, SessionReset, SessionUpdated, SetDraining, SetModel, ShowPreview, Stale, Sweep, Swept, Turn,
     TurnEnded, TurnState, UpdateIntent, UpdateSession, Usage, command, inbox_record, outcome, update_intent,
 };
+use openclaw_raft::backup::{self, BACKUP_FORMAT_VERSION, BackupReader};
 use openclaw_raft::command::{kind_name, outcome_name};
 use openclaw_raft::state_machine::{
     LogPosition, MemoryTables, STATE_FORMAT_VERSION, SnapshotReader, SnapshotRow, SnapshotWriter, Write, decide,
@@ -504,6 +506,33 @@ fn snapshots_keep_their_bytes() {
     assert_eq!(state_hash(&read).unwrap(), state_hash(&tables).unwrap());
 }
 
+#[test]
+fn backups_keep_their_bytes() {
+    let tables = state();
+    let header = BackupHeader {
+        cluster_id: "oc-0192e0a1b2c37d4e".to_owned(),
+        instance_id: "node-2".to_owned(),
+        applied: Some(LogId { term: 4, index: 1204 }),
+        taken_ms: NOW_MS,
+        release: "0.1.0".to_owned(),
+        source: BackupSource::Stopped.into(),
+        replayed: 3,
+    };
+    let mut today = Vec::new();
+    let trailer = backup::write(&tables, &header, &mut today).unwrap();
+    let stored = stored(&backup_name(), &today);
+    assert_eq!(to_hex(&today), to_hex(&stored), "a backup is written otherwise than before");
+
+    let mut reader = BackupReader::new(&*stored).unwrap();
+    assert_eq!(*reader.header(), header);
+    assert_eq!(reader.verify().unwrap(), trailer);
+}
+
+/// A backup holds a snapshot, so its bytes change with either format.
+fn backup_name() -> String {
+    format!("backup.v{BACKUP_FORMAT_VERSION}.{STATE_FORMAT_VERSION}")
+}
+
 /// The field names of a oneof in state.proto.
 fn oneof(message: &str, name: &str) -> BTreeSet<String> {
     let proto = include_str!("../../proto/state.proto");
@@ -538,6 +567,7 @@ fn every_variant_has_golden_bytes_and_every_file_is_checked() {
     .map(|name| format!("{name}.hex"))
     .into();
     expected.insert(format!("snapshot.v{STATE_FORMAT_VERSION}.hex"));
+    expected.insert(format!("{}.hex", backup_name()));
     for (group, declared, sampled) in samples {
         assert!(declared.len() > 3, "state.proto is read wrong");
         assert_eq!(declared, sampled.iter().map(|name| (*name).to_owned()).collect(), "{group}: a sample is missing");

@@ -1,6 +1,7 @@
 //! The command line: what an operator types, and what he sees.
 //!
-//! Every command but `gateway` and the local ones talks HTTP to a running instance; none reads another process's data.
+//! Every command but `gateway` and the local ones talks HTTP to a running instance; none reads another process's data. The
+//! directory of an instance that is stopped is opened by `cluster backup --offline` and made by `cluster restore`.
 //! One file per subcommand; [`exit`] holds every exit code and error, [`target`] and [`client`] reach the instance,
 //! [`output`] writes tables. Arguments come from the operating system and are parsed once, here.
 

@@ -11,7 +11,7 @@
 //! Numbers are big-endian. The trailer's hash is the one that an instance gives of itself (`state_hash`), so a backup can be
 //! held against a running cluster. Nothing is compressed: a pipe does that (`openclaw cluster backup - | zstd`).
 //!
-//! [`write`] never holds more than a page of rows. Backups come from [`crate::Node::back_up`], or from the directory of an
+//! No more than a page of rows is in memory, and one row where a running instance writes. Backups come from [`crate::Node::back_up`], or from the directory of an
 //! instance that is stopped ([`of_stopped`]); [`restore`] makes the directory of a new cluster's first member.
 
 mod blocks;
@@ -135,6 +135,9 @@ impl Tally {
     }
 }
 
+/// Takes a row, of those that come in table and key order.
+pub(crate) type Each<'a> = dyn FnMut(Table, &[u8], &[u8]) -> Result<(), BackupError> + 'a;
+
 /// Writes all rows of `tables`, which stay as they are meanwhile.
 ///
 /// # Errors
@@ -142,7 +145,16 @@ impl Tally {
 pub fn write(
     tables: &(impl Tables + ?Sized),
     header: &pb::BackupHeader,
+    to: impl Write,
+) -> Result<pb::BackupTrailer, BackupError> {
+    write_rows(header, to, |each| read::for_each_row(tables, each))
+}
+
+/// As [`write`], of rows that `walk` brings.
+pub(crate) fn write_rows(
+    header: &pb::BackupHeader,
     mut to: impl Write,
+    walk: impl FnOnce(&mut Each<'_>) -> Result<(), BackupError>,
 ) -> Result<pb::BackupTrailer, BackupError> {
     to.write_all(&words(&[&MAGIC[..], &BACKUP_FORMAT_VERSION.to_be_bytes()].concat(), header))
         .map_err(BackupError::Io)?;
@@ -150,9 +162,9 @@ pub fn write(
     let rows = |error| BackupError::of_rows(error, 0);
     let mut snapshot = SnapshotWriter::new(BlockWriter::new(to), format::active(tables)?, &applied).map_err(rows)?;
     let mut tally = Tally::default();
-    read::for_each_row(tables, |table, key, value| {
+    walk(&mut |table, key, value| {
         tally.row(table, key, value);
-        snapshot.row(table, key, value).map_err(|error| BackupError::of_rows(error, 0))
+        snapshot.row(table, key, value).map_err(rows)
     })?;
     let (blocks, _) = snapshot.finish().map_err(rows)?;
     let mut to = blocks.finish().map_err(BackupError::Io)?;

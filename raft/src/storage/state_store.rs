@@ -34,6 +34,8 @@ const MAX_BATCH: usize = 1024;
 /// Rows per write while a snapshot is installed, if they are not many bytes before.
 const INSTALL_STEP: usize = 4096;
 const INSTALL_BYTES: usize = 8 << 20;
+/// Of the disk, when all rows are read once.
+const READ_AHEAD: usize = 1 << 20;
 /// How long the rows that a snapshot replaced stay for reads that began before.
 const RETIRED_ROWS_KEPT: Duration = Duration::from_secs(60);
 /// Events that a slow subscriber may fall behind before it must read the state again. Their room is taken at start.
@@ -111,6 +113,26 @@ impl Tables for Pinned<'_> {
     }
 }
 
+impl Pinned<'_> {
+    /// Brings all rows, with one in memory at a time.
+    fn walk(&self, each: &mut backup::Each<'_>) -> Result<(), BackupError> {
+        let TableReader { db, prefix, end } = &self.tables;
+        for table in Table::ALL {
+            let mut options = ReadOptions::default();
+            options.set_snapshot(&self.view);
+            options.set_iterate_upper_bound(end.clone());
+            options.fill_cache(false);
+            options.set_readahead_size(READ_AHEAD);
+            let mode = IteratorMode::From(prefix, Direction::Forward);
+            for item in db.iterator_cf_opt(self.tables.family(table)?, options, mode) {
+                let (key, value) = item.map_err(|error| TableError::storage(table, error))?;
+                each(table, &key[prefix.len()..], &value)?;
+            }
+        }
+        Ok(())
+    }
+}
+
 impl TableReader {
     fn scan_by(
         &self,
@@ -180,7 +202,7 @@ impl StateReader {
     ) -> Result<pb::BackupTrailer, BackupError> {
         let (applied, rows) = self.pin().map_err(BackupError::Io)?;
         let applied = applied.last_log_id.as_ref().map(wire::to_log_id);
-        backup::write(&rows, &pb::BackupHeader { applied, ..header }, to)
+        backup::write_rows(&pb::BackupHeader { applied, ..header }, to, |each| rows.walk(each))
     }
 
     pub(crate) fn applied(&self) -> watch::Receiver<u64> {
