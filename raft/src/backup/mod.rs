@@ -147,12 +147,13 @@ pub fn write(
     header: &pb::BackupHeader,
     to: impl Write,
 ) -> Result<pb::BackupTrailer, BackupError> {
-    write_rows(header, to, |each| read::for_each_row(tables, each))
+    write_rows(header, format::active(tables)?, to, |each| read::for_each_row(tables, each))
 }
 
-/// As [`write`], of rows that `walk` brings.
+/// As [`write`], of rows of `format` that `walk` brings.
 pub(crate) fn write_rows(
     header: &pb::BackupHeader,
+    format: u32,
     mut to: impl Write,
     walk: impl FnOnce(&mut Each<'_>) -> Result<(), BackupError>,
 ) -> Result<pb::BackupTrailer, BackupError> {
@@ -160,7 +161,7 @@ pub(crate) fn write_rows(
         .map_err(BackupError::Io)?;
     let applied = pb::SnapshotMeta { last_log_id: header.applied, membership: None }.encode_to_vec();
     let rows = |error| BackupError::of_rows(error, 0);
-    let mut snapshot = SnapshotWriter::new(BlockWriter::new(to), format::active(tables)?, &applied).map_err(rows)?;
+    let mut snapshot = SnapshotWriter::new(BlockWriter::new(to), format, &applied).map_err(rows)?;
     let mut tally = Tally::default();
     walk(&mut |table, key, value| {
         tally.row(table, key, value);

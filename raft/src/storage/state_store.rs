@@ -202,7 +202,8 @@ impl StateReader {
     ) -> Result<pb::BackupTrailer, BackupError> {
         let (applied, rows) = self.pin().map_err(BackupError::Io)?;
         let applied = applied.last_log_id.as_ref().map(wire::to_log_id);
-        backup::write_rows(&pb::BackupHeader { applied, ..header }, to, |each| rows.walk(each))
+        let header = pb::BackupHeader { applied, ..header };
+        backup::write_rows(&header, format::active(&rows)?, to, |each| rows.walk(each))
     }
 
     pub(crate) fn applied(&self) -> watch::Receiver<u64> {
