@@ -77,10 +77,12 @@ impl BackupError {
     }
 
     fn of_stream(error: io::Error, rows: u64) -> Self {
-        match error.kind() {
-            io::ErrorKind::UnexpectedEof => Self::Truncated { rows },
-            io::ErrorKind::InvalidData => Self::Damaged { part: "block", detail: error.to_string() },
-            _ => Self::Io(error),
+        if error.kind() == io::ErrorKind::UnexpectedEof {
+            Self::Truncated { rows }
+        } else if error.kind() == io::ErrorKind::InvalidData {
+            Self::Damaged { part: "block", detail: error.to_string() }
+        } else {
+            Self::Io(error)
         }
     }
 

@@ -187,16 +187,15 @@ pub async fn restore(options: RestoreOptions, from: impl Read + Send) -> Result<
     fs::DirBuilder::new().recursive(true).mode(0o700).create(parent).map_err(failed)?;
     let work = parent.join(format!(".{}.restoring-{:016x}", name.to_string_lossy(), rand::random::<u64>()));
     fs::DirBuilder::new().mode(0o700).create(&work).map_err(failed)?;
-    let result = match fill(&options, &work, from).await {
-        Ok(restored) => {
-            put_in_place(&work, data_dir, parent).map_err(|source| match source.kind() {
-                io::ErrorKind::DirectoryNotEmpty => RestoreError::NotEmpty { dir: data_dir.clone() },
-                _ => failed(source),
-            })?;
-            Ok(restored)
+    let placed = |source: io::Error| {
+        if source.kind() == io::ErrorKind::DirectoryNotEmpty {
+            RestoreError::NotEmpty { dir: data_dir.clone() }
+        } else {
+            failed(source)
         }
-        Err(error) => Err(error),
     };
+    let filled = fill(&options, &work, from).await;
+    let result = filled.and_then(|restored| put_in_place(&work, data_dir, parent).map(|()| restored).map_err(placed));
     if result.is_err()
         && let Err(error) = fs::remove_dir_all(&work)
     {
@@ -302,10 +301,8 @@ fn copy(backup: &mut BackupReader<impl Read>, meta: &SnapshotMeta, incoming: &mu
             Ok(())
         }
     }
-    let disk = |error| match error {
-        SnapshotError::Io(error) => CopyError::Disk(error),
-        other => CopyError::Disk(io::Error::other(other)),
-    };
+    let disk =
+        |error| CopyError::Disk(if let SnapshotError::Io(error) = error { error } else { io::Error::other(error) });
     let damaged =
         |error: TableError| CopyError::Backup(BackupError::Damaged { part: "content", detail: error.to_string() });
     let to = BufWriter::with_capacity(BUFFER_BYTES, Into(incoming));

@@ -260,9 +260,12 @@ impl<'a> Place<'a> {
         })?;
         let (target, parent) = (self.target, self.parent);
         let named = if force { self.file.persist(target) } else { self.file.persist_noclobber(target) };
-        named.map_err(|error| match error.error.kind() {
-            io::ErrorKind::AlreadyExists => exists(target),
-            _ => Failure::failed(format!("{} cannot be made: {}", target.display(), error.error)),
+        named.map_err(|error| {
+            if error.error.kind() == io::ErrorKind::AlreadyExists {
+                exists(target)
+            } else {
+                Failure::failed(format!("{} cannot be made: {}", target.display(), error.error))
+            }
         })?;
         File::open(parent)
             .and_then(|parent| parent.sync_all())

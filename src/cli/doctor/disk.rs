@@ -52,7 +52,7 @@ fn look(dir: &Path, within: Duration) -> Looked {
     // Before the first start: where it will be made.
     let ground = dir.ancestors().find(|dir| dir.is_dir()).unwrap_or(Path::new("/"));
     let free = statvfs(ground)
-        .map(|found| (found.blocks_available() as u64).saturating_mul(found.fragment_size() as u64))
+        .map(|found| found.blocks_available().saturating_mul(found.fragment_size()))
         .map_err(|error| error.to_string());
     let kind = statfs::statfs(ground).ok().and_then(|found| unfit(found.filesystem_type()));
     let syncs = sync_times(ground, within).map_err(|error| error.to_string());

@@ -134,8 +134,7 @@ struct Patient {
 pub(super) async fn run(arguments: Doctor, json: bool) -> Result<Exit, Failure> {
     let balancer = arguments.url.as_deref().map(parse_place).transpose();
     let balancer = balancer.map_err(|error| Failure::usage(format!("--url: {error}")))?;
-    let (findings, patient) = examine(&arguments).await;
-    let mut findings = findings;
+    let (mut findings, patient) = examine(&arguments).await;
     if let Some(patient) = patient {
         findings.extend(treat(&patient, balancer).await);
     }

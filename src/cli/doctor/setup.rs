@@ -62,7 +62,7 @@ fn judge_settings(config: &Config) -> Vec<Finding> {
             "two voters tolerate no failure: when either is down nothing can be committed",
             "list three instances",
         )),
-        count if count > 0 && count % 2 == 0 => findings.push(Finding::warning(
+        count if count > 0 && count.is_multiple_of(2) => findings.push(Finding::warning(
             "cluster.bootstrap",
             format!("{count} voters tolerate no more failures than {}", count - 1),
             "use an odd number of instances",
