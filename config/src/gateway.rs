@@ -32,6 +32,8 @@ pub struct Gateway {
     pub shutdown: Shutdown,
     /// Which endpoints are offered.
     pub http: Http,
+    /// Who reads the metrics.
+    pub metrics: MetricsAccess,
 }
 
 impl Default for Gateway {
@@ -45,6 +47,7 @@ impl Default for Gateway {
             limits: Limits::default(),
             shutdown: Shutdown::default(),
             http: Http::default(),
+            metrics: MetricsAccess::default(),
         }
     }
 }
@@ -252,6 +255,15 @@ impl Default for Shutdown {
 pub struct Http {
     /// Endpoints that can be switched off.
     pub endpoints: Endpoints,
+}
+
+/// Who reads the metrics.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct MetricsAccess {
+    /// From where `/metrics` is read without the token, beside this machine: IP addresses or blocks such as `10.0.0.0/8`, those
+    /// of a Prometheus. What a proxy forwards needs the token all the same. Default none.
+    pub allow_from: Vec<IpRange>,
 }
 
 /// Endpoints that can be switched off.

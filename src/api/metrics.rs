@@ -1,11 +1,13 @@
 //! `metrics`: the page that Prometheus reads.
 //!
-//! The published `prometheus.yml` asks `/metrics` and sends no token, so callers on this machine need none. A request
-//! that a proxy forwarded is not from this machine, whatever its address. Everybody else needs the token.
+//! The published `prometheus.yml` asks `/metrics` and sends no token, so callers on this machine, and from where
+//! `gateway.metrics.allowFrom` says, need none. A request that a proxy forwarded is from neither, whatever its address.
+//! Everybody else needs the token.
 
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use http::header::{CONTENT_TYPE, FORWARDED, HeaderMap};
+use openclaw_config::IpRange;
 use openclaw_proto::http::ErrorCode;
 
 use super::error::ApiError;
@@ -18,18 +20,21 @@ use super::{Gateway, Peer};
 )]
 pub(super) async fn get(State(gateway): State<Gateway>, request: Request) -> Result<Response, ApiError> {
     let peer = Peer::of(&request);
-    if !is_local(peer, request.headers()) {
+    if !needs_no_token(peer, request.headers(), &gateway.parts().config.metrics.allow_from) {
         gateway.authorize(peer, request.headers())?;
     }
     let page = gateway.metrics().page().map_err(|error| ApiError::new(ErrorCode::Internal, error.to_string()))?;
     Ok(([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page).into_response())
 }
 
-fn is_local(peer: Peer, headers: &HeaderMap) -> bool {
+fn needs_no_token(peer: Peer, headers: &HeaderMap, allow_from: &[IpRange]) -> bool {
     let forwarded = headers.contains_key(FORWARDED)
         || ["x-forwarded-for", "x-forwarded-host", "x-real-ip", "via"].iter().any(|name| headers.contains_key(*name));
     match peer {
         Peer::Operator => true,
-        Peer::Tcp(address) => address.ip().is_loopback() && !forwarded,
+        Peer::Tcp(address) => {
+            let ip = address.ip();
+            !forwarded && (ip.is_loopback() || allow_from.iter().any(|range| range.contains(ip)))
+        }
     }
 }

@@ -56,6 +56,8 @@ use crate::store::raft::RaftStore;
 
 /// For readers of streams to take the id to continue from, once the time to drain is over.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+/// Beside connections: the database's, peers, channels, models.
+const OTHER_FILES: u64 = 1024;
 const STOP_TASKS: Duration = Duration::from_secs(2);
 /// Turns that run here at once.
 const MAX_RUNNING_TURNS: usize = 16 * 1024;
@@ -118,6 +120,7 @@ impl App {
                 ));
             }
         }
+        raise_file_limit(config.gateway.limits.max_connections);
         let instance_id = config.cluster.instance_id_or_default();
         let data_dir = config.storage.data_dir.join(instance_id.as_str());
         private_dir(&data_dir)?;
@@ -520,6 +523,25 @@ fn private_dir(dir: &PathBuf) -> Result<(), Stopped> {
         let text = format!("storage.dataDir: cannot make {}: {error}", dir.display());
         if openclaw_raft::disk_failed(&error) { Stopped::Fatal(text) } else { Stopped::Config(text) }
     })
+}
+
+/// Has the system allow as many open files as connections may be open, where it leaves that to us: shells give 1024.
+fn raise_file_limit(max_connections: u32) {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let wanted = u64::from(max_connections) + OTHER_FILES;
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        let limit = wanted.min(hard).max(soft);
+        setrlimit(Resource::RLIMIT_NOFILE, limit, hard).map(|()| limit)
+    });
+    match raised {
+        Ok(limit) if limit < wanted => tracing::warn!(
+            limit,
+            "fewer files may be open than gateway.limits.maxConnections ({max_connections}) asks for: raise the limit \
+             (LimitNOFILE, ulimit -n) or lower the setting"
+        ),
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "the limit of open files cannot be raised"),
+    }
 }
 
 fn warn_of_few_voters(config: &Config) {

@@ -129,8 +129,10 @@ async fn the_overview_is_for_token_holders_and_its_series_for_who_asks() {
 }
 
 #[tokio::test]
-async fn metrics_are_for_this_machine_and_token_holders() {
-    let instance = Setup::new(Paced::new(1)).with_token().one();
+async fn metrics_are_for_this_machine_whom_the_settings_name_and_token_holders() {
+    let mut setup = Setup::new(Paced::new(1)).with_token();
+    setup.config.metrics.allow_from = vec!["10.9.0.0/16".parse().unwrap()];
+    let instance = setup.one();
     let ask = async |peer: [u8; 4], header: Option<(&str, String)>| {
         let mut request = Request::get("/metrics").extension(Peer::Tcp(SocketAddr::from((peer, 1))));
         if let Some((name, value)) = header {
@@ -144,10 +146,16 @@ async fn metrics_are_for_this_machine_and_token_holders() {
         StatusCode::UNAUTHORIZED
     );
     assert_eq!(ask([10, 0, 0, 1], None).await.status(), StatusCode::UNAUTHORIZED);
+    assert_eq!(ask([10, 9, 8, 7], None).await.status(), StatusCode::OK);
+    assert_eq!(
+        ask([10, 9, 8, 7], Some(("x-real-ip", "10.0.0.1".into()))).await.status(),
+        StatusCode::UNAUTHORIZED,
+        "a balancer forwards for anybody"
+    );
     let page = ask([10, 0, 0, 1], Some(("authorization", format!("Bearer {TOKEN}")))).await;
     assert!(page.headers()[CONTENT_TYPE].to_str().unwrap().starts_with("text/plain; version=0.0.4"));
     let page = String::from_utf8(bytes(page).await.to_vec()).unwrap();
-    assert!(page.contains(r#"openclaw_http_requests_total{method="GET",route="/metrics",status="401"} 2"#), "{page}");
+    assert!(page.contains(r#"openclaw_http_requests_total{method="GET",route="/metrics",status="401"} 3"#), "{page}");
 }
 
 #[tokio::test]

@@ -40,7 +40,8 @@ pub(super) fn measure(patient: &Patient) -> Machine {
         })
         .collect();
     Machine {
-        files: getrlimit(Resource::RLIMIT_NOFILE).map(|(soft, _)| soft).map_err(|error| error.to_string()),
+        // The gateway raises the other one itself.
+        files: getrlimit(Resource::RLIMIT_NOFILE).map(|(_, hard)| hard).map_err(|error| error.to_string()),
         max_connections: u64::from(patient.config.gateway.limits.max_connections),
         running,
         ports,
