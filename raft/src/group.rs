@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -61,6 +62,8 @@ pub(crate) struct Inner {
     pub(crate) status: watch::Receiver<Status>,
     /// A leader said that this instance is no member any more.
     pub(crate) removed: watch::Sender<bool>,
+    /// The term in which this instance has begun to give its leadership away; 0: none.
+    pub(crate) given_away: AtomicU64,
 }
 
 /// Why the leader's part of a request was not done here. Nothing was written.
@@ -120,6 +123,15 @@ impl Group {
     /// Changes that others wait for.
     pub(crate) fn status(&self) -> watch::Receiver<Status> {
         self.0.status.clone()
+    }
+
+    /// From now on this instance leads no more in `term`, though openraft calls it the leader until another is.
+    pub(crate) fn give_away(&self, term: u64) {
+        self.0.given_away.store(term, Ordering::Release);
+    }
+
+    pub(crate) fn is_given_away(&self, term: u64) -> bool {
+        self.0.given_away.load(Ordering::Acquire) == term
     }
 
     /// Takes note of what a leader answered instead of an outcome.

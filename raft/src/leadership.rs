@@ -39,6 +39,10 @@ async fn confirmed(group: &Group, timeout: Duration) -> Result<LogId, NotHere> {
     if !before.vote.committed || *before.vote.leader_id.node_id() != own {
         return Err(not_leader());
     }
+    // The questions are what followers take for a leader at work: they would put off the election that is wanted.
+    if group.is_given_away(before.vote.leader_id.term()) {
+        return Err(NotHere::NotLeader { leader: None });
+    }
     let mut follow = BTreeSet::from([own]);
     let mut questions = JoinSet::new();
     for (node, member) in before.membership.nodes().filter(|(node, _)| **node != own) {

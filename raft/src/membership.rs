@@ -152,8 +152,8 @@ impl Group {
 
     /// Hands leadership to `to`, and waits until it leads.
     ///
-    /// openraft takes no proposals and sends no heartbeats from the moment a transfer begins, and has no way back. So it
-    /// begins only once `to` answers and holds what this leader had when it looked; and if `to` does not take over all the
+    /// openraft takes no proposals and sends no heartbeats from the moment a transfer begins, and has no way back; reads are
+    /// not confirmed any more either. So it begins only once `to` answers and holds what this leader had when it looked; and if `to` does not take over all the
     /// same, the others are asked, since a leader has to come from somewhere.
     pub(crate) async fn transfer_here(&self, to: &InstanceId, timeout: Duration) -> Result<(), MembershipError> {
         let metrics = self.metrics();
@@ -179,6 +179,7 @@ impl Group {
             if self.leads()
                 && let Some(candidate) = candidates.pop_front()
             {
+                self.give_away(self.metrics().current_term);
                 let begun = self.raft().trigger().transfer_leader(candidate).await;
                 begun.map_err(|fatal| MembershipError::Refused(fatal.to_string()))?;
             }

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use openclaw_proto::ids::{ClusterId, GroupId, InstanceId};
@@ -195,6 +196,7 @@ impl Node {
             snapshots,
             status,
             removed: watch::Sender::new(false),
+            given_away: AtomicU64::new(0),
         });
         let groups = Groups::default();
         groups.insert(group_id, group.clone());
