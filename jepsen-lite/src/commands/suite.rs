@@ -3,7 +3,7 @@
 //! `smoke` is for a look, `ci` for every change, `nightly` for an hour. What a suite runs is drawn from its seed, so the same
 //! seed gives the same plans. A run that finds something does not end the suite.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -57,6 +57,10 @@ pub struct Options {
     /// Begin no run after so many minutes; default: as the suite says
     #[arg(long)]
     minutes: Option<u64>,
+    /// Repeat a run that found something, once; the suite fails if it is found again, and tells of it in any case. For CI, where
+    /// the machine is shared: what is found once is for a person to look at
+    #[arg(long)]
+    confirm: bool,
     /// Draws the plans
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -75,25 +79,26 @@ pub async fn run(options: Options) -> Result<Report> {
     let (bound, most) = options.suite.bounds();
     let bound = options.minutes.map_or(bound, |minutes| Duration::from_secs(60 * minutes));
     let begin = Instant::now();
-    let mut failures: Vec<String> = Vec::new();
+    let (mut failures, mut unconfirmed): (Vec<String>, Vec<String>) = (Vec::new(), Vec::new());
+    let mut confirmed = false;
     for number in 0..most {
         if begin.elapsed() > bound {
             break;
         }
         let plan = plan(options.suite, options.seed, number, options.common.needs_namespaces(), run::possible);
         let name = format!("run-{:03}", number + 1);
-        eprintln!("{name}: seed {}, {} instances, {}", plan.schedule.seed, plan.schedule.instances, plan.environment);
-        let place = Place { openclaw: openclaw.clone(), directory: Some(make(&directory, &name)?) };
-        let file = directory.join(&name).join("plan.json");
-        let again = rerun("replay", &openclaw, &options.common, &file.display().to_string());
-        match runs::execute(&plan, &place, again).await {
-            Ok(done) => {
-                eprintln!("{name}: {}", word(done.verdict.outcome));
-                run::report(&done)?;
-            }
+        let found = match one(&plan, &name, &openclaw, &directory, &options.common).await? {
+            Ok(outcome) => outcome == Outcome::Failed,
             Err(error) => {
-                eprintln!("{name}: inconclusive: {error:#}");
                 failures.push(format!("{name}: {error:#}"));
+                false
+            }
+        };
+        if found && options.confirm {
+            let again = format!("{name}-again");
+            match one(&plan, &again, &openclaw, &directory, &options.common).await? {
+                Ok(Outcome::Failed) => confirmed = true,
+                Ok(Outcome::Passed | Outcome::Inconclusive) | Err(_) => unconfirmed.push(name),
             }
         }
     }
@@ -104,7 +109,34 @@ pub async fn run(options: Options) -> Result<Report> {
             report.outcome = Outcome::Inconclusive;
         }
     }
+    if !unconfirmed.is_empty() && !confirmed {
+        report.text.push_str(&format!(
+            "\nNOT FOUND AGAIN, and to be looked at all the same: {} in {}",
+            unconfirmed.join(", "),
+            directory.display()
+        ));
+        report.outcome = if failures.is_empty() { Outcome::Passed } else { Outcome::Inconclusive };
+    }
     Ok(report)
+}
+
+/// Does one run, in a folder of its own, and writes its page. The inner error is of the harness in that run alone.
+async fn one(plan: &Plan, name: &str, openclaw: &Path, directory: &Path, common: &Common) -> Result<Result<Outcome>> {
+    eprintln!("{name}: seed {}, {} instances, {}", plan.schedule.seed, plan.schedule.instances, plan.environment);
+    let place = Place { openclaw: openclaw.to_owned(), directory: Some(make(directory, name)?) };
+    let file = directory.join(name).join("plan.json");
+    let again = rerun("replay", openclaw, common, &file.display().to_string());
+    match runs::execute(plan, &place, again).await {
+        Ok(done) => {
+            eprintln!("{name}: {}", word(done.verdict.outcome));
+            run::report(&done)?;
+            Ok(Ok(done.verdict.outcome))
+        }
+        Err(error) => {
+            eprintln!("{name}: inconclusive: {error:#}");
+            Ok(Err(error))
+        }
+    }
 }
 
 fn make(directory: &std::path::Path, name: &str) -> Result<PathBuf> {
