@@ -128,7 +128,9 @@ pub fn check_run(
 
 /// How long after `moment` somebody listens: zero if somebody does then, `None` if nobody does until the end.
 pub fn unowned(moment: Instant, until: Instant, listened: &[Listened], stops: &[Stop]) -> Option<Duration> {
-    let listened = clipped(listened, stops, until);
+    // At that moment all processes go on: one that was stopped before, and not for long, has kept its bot and its connection.
+    let stops: Vec<Stop> = stops.iter().filter(|stop| stop.from > moment).cloned().collect();
+    let listened = clipped(listened, &stops, until);
     let later = listened.iter().filter(|one| one.to.unwrap_or(until) > moment);
     later.map(|one| one.from.saturating_duration_since(moment)).min()
 }
@@ -303,6 +305,11 @@ mod tests {
         let listened = record.listened(&[("a", 0, Some(100)), ("b", 400, Some(500))]);
         let unowned = |ms| unowned(at(ms), at(1000), &listened, &[]).map(|time| time.as_millis());
         assert_eq!([unowned(50), unowned(150), unowned(450), unowned(600)], [Some(0), Some(250), Some(0), None]);
+        // Stopped for a moment, it goes on: what counts is whether it is stopped again.
+        let stop = |ms| [Stop { who: "b".into(), from: at(ms) }];
+        let after =
+            |ms, stops: &[Stop]| super::unowned(at(ms), at(1000), &listened, stops).map(|time| time.as_millis());
+        assert_eq!(after(450, &stop(420)), Some(0));
     }
 
     #[test]

@@ -64,7 +64,11 @@ pub(super) fn start(command: &mut Command, input: &str) -> Result<Started> {
         .spawn()
         .with_context(|| format!("start {what}"))?;
     // Dropped at the end of the statement, which is the end of its input.
-    child.stdin.take().context("no input")?.write_all(input.as_bytes()).with_context(|| format!("write to {what}"))?;
+    match child.stdin.take().context("no input")?.write_all(input.as_bytes()) {
+        // It ended before it had read all, and says why itself.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+        written => written.with_context(|| format!("write to {what}"))?,
+    }
     Ok(Started { what, child })
 }
 

@@ -20,7 +20,7 @@ use rocksdb::{
 };
 use tokio::sync::oneshot;
 
-use super::keys;
+use super::{keys, torn_log};
 use crate::planted::{Bug, planted};
 use crate::state_machine::{Table, format};
 use crate::types::TypeConfig;
@@ -153,6 +153,7 @@ impl Engine {
 
         let mark = SyncMark::open(&dir.join("synced")).map_err(io)?;
         let synced = mark.read().map_err(io)?;
+        torn_log::cut_endless_logs(&dir.join("db")).map_err(io)?;
         let db = DB::open_cf_descriptors(&database_options(), dir.join("db"), column_families())
             .map_err(|error| OpenError::of(dir, error))?;
         let found = db.latest_sequence_number();

@@ -12,6 +12,7 @@ mod snapshot_store;
 mod state_store;
 #[cfg(test)]
 mod tests;
+mod torn_log;
 
 pub(crate) use engine::Engine;
 pub use engine::{Counters, OpenError, disk_failed};
