@@ -573,7 +573,12 @@ async fn an_instance_that_is_needed_does_not_go_into_maintenance() -> Result<()>
 
 #[tokio::test]
 async fn an_instance_that_stops_finishes_what_runs_on_it() -> Result<()> {
-    run(options(), async |cluster| {
+    let options = options().settings(|settings| {
+        // For a machine that is slow to ask.
+        settings.gateway.shutdown.lame_duck = Duration::from_secs(10);
+        settings.gateway.shutdown.drain = SOON;
+    });
+    run(options, async |cluster| {
         let clients = clients(cluster);
         let stopped = cluster.leader(SOON).await?;
         let talk = session("long")?;
@@ -581,6 +586,11 @@ async fn an_instance_that_stops_finishes_what_runs_on_it() -> Result<()> {
         reader.read_deltas(5, soon()).await?;
         cluster.instance(stopped).process.terminate()?;
         // Meanwhile it serves, and others lead and run what is new.
+        retried(async || {
+            ensure!(!clients[stopped].is_ready().await, "it has not taken the signal yet");
+            Ok(())
+        })
+        .await?;
         let elsewhere = clients[stopped].chat(&say(&session("new")?, "hello"), &key("new")?).await.ok()?;
         assert_ne!(elsewhere.instance_id, cluster.instance(stopped).id.as_str());
         let answer = reader.finish(soon()).await?;
