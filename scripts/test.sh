@@ -18,7 +18,7 @@ step() {
 # out. That a run proved nothing, since the machine is too slow for it, is told and is no failure.
 jepsen() {
   local found=0
-  cargo jepsen suite ci --minutes 3 --confirm --openclaw "$CARGO_TARGET_DIR/debug/openclaw" --out "$(mktemp -d)/jepsen" || found=$?
+  "$CARGO_TARGET_DIR/debug/jepsen-lite" suite ci --minutes 3 --confirm --openclaw "$CARGO_TARGET_DIR/debug/openclaw" --out "$(mktemp -d)/jepsen" || found=$?
   [ "$found" = 0 ] || [ "$found" = 2 ]
 }
 
@@ -30,7 +30,7 @@ step build cargo test --locked --workspace --no-run
 step test cargo test --locked --workspace --no-fail-fast
 step jepsen jepsen
 # The release before a new format beside the one after it; the same build has faults on purpose, for `--test planted`.
-step updates cargo test --locked --features planted-bugs --package openclaw --test updates
+step updates cargo test --locked --workspace --features openclaw/planted-bugs --test updates
 step lint cargo lint
 
 echo
