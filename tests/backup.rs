@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use jepsen_lite::client::{Client, Protocol};
 use jepsen_lite::cluster::{Cluster, Instance, Options};
 use jepsen_lite::workloads::append::{self, Load};
+use openclaw_proto::http::MemberRole;
 use openclaw_proto::ids::{IdempotencyKey, SessionKey};
 use serde_json::{Value, json};
 use tokio::process::Command;
@@ -115,7 +116,16 @@ async fn restore(cluster: &mut Cluster, file: &str) -> Result<Value> {
     cluster.instance(0).wait_ready(SOON).await?;
     cluster.start_all()?;
     cluster.wait_all_ready(SOON).await?;
-    Ok(restored)
+    // Ready is who has joined; a vote, without which the cluster tolerates no failure, comes when it has caught up.
+    let deadline = Instant::now() + SOON;
+    loop {
+        let members = cluster.instance(0).client().cluster().await.ok()?.members;
+        if members.iter().filter(|member| member.role != MemberRole::Learner).count() == cluster.len() {
+            return Ok(restored);
+        }
+        ensure!(Instant::now() < deadline, "not all have a vote: {members:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 async fn run(test: impl AsyncFnOnce(&mut Cluster, &str) -> Result<()>) -> Result<()> {
