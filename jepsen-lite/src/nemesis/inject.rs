@@ -24,7 +24,9 @@ const RESTART: Duration = Duration::from_secs(60);
 const MOVE: Duration = Duration::from_millis(300);
 /// How often an instance is looked at that starts or ends.
 const LOOK: Duration = Duration::from_millis(10);
-const SLOW_MS: std::ops::RangeInclusive<u64> = 20..=100;
+/// There and back it is less than the shortest election timeout (150 ms): over links that take longer a leader stays, but none is
+/// ever elected.
+const SLOW_MS: std::ops::RangeInclusive<u64> = 20..=50;
 const SLOW_SYNC_MS: std::ops::RangeInclusive<u64> = 50..=500;
 const JUMP_SECONDS: std::ops::RangeInclusive<i64> = 60..=3600;
 /// Exit code of an instance whose data directory is damaged, and of one that cannot go on.
