@@ -162,15 +162,16 @@ pub(crate) async fn become_member(group: Group, own: MemberNode, formation: Form
             reminded = tokio::time::Instant::now();
             tracing::warn!(reason, "not a member of the cluster yet");
         }
-        // Becoming a member shows in the status; whatever else happens, ask again soon.
+        // A vote shows in the status; whatever else happens, ask again soon.
         let mut status = group.status();
-        let member = status.wait_for(|status| !status.members.is_empty());
+        let member = status.wait_for(|_| is_member(&group));
         drop(tokio::time::timeout(ASK_AGAIN, member).await);
     }
 }
 
+/// Whether this instance has a vote: a learner that was left behind by a join which came to nothing asks again.
 fn is_member(group: &Group) -> bool {
-    group.metrics().membership_config.membership().get_node(&group.own_node()).is_some()
+    group.metrics().membership_config.membership().voter_ids().any(|voter| voter == group.own_node())
 }
 
 async fn initialize(group: &Group, members: BTreeMap<NodeId, MemberNode>) -> Result<(), String> {
@@ -215,7 +216,8 @@ async fn bootstrap(
             }
             Ok(answer) if answer.formed => {
                 let membership = answer.membership.and_then(|stored| stored.membership).unwrap_or_default();
-                formed = Some((addr, membership.nodes.contains_key(&group.own_node())));
+                let votes = membership.configs.iter().any(|config| config.voters.contains(&group.own_node()));
+                formed = Some((addr, votes));
             }
             Ok(answer) => {
                 let node = pb::Node { instance_id: id.as_str().to_owned(), peer_addr: addr, http_addr: String::new() };

@@ -62,6 +62,8 @@ pub(crate) struct Inner {
     pub(crate) status: watch::Receiver<Status>,
     /// A leader said that this instance is no member any more.
     pub(crate) removed: watch::Sender<bool>,
+    /// Held by whoever changes the membership: of two that join at once, the later one must see what the earlier one did.
+    pub(crate) membership: tokio::sync::Mutex<()>,
     /// The term in which this instance has begun to give its leadership away; 0: none.
     pub(crate) given_away: AtomicU64,
 }
@@ -106,6 +108,10 @@ impl Group {
 
     pub(crate) fn contact(&self) -> &Contact {
         &self.0.contact
+    }
+
+    pub(crate) async fn changing_membership(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.0.membership.lock().await
     }
 
     pub(crate) fn clock(&self) -> &Clock {

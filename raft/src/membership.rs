@@ -84,6 +84,7 @@ impl Group {
     }
 
     async fn join_here(&self, id: NodeId, node: MemberNode) -> Result<(), String> {
+        let _alone = self.changing_membership().await;
         let metrics = self.metrics();
         let membership = metrics.membership_config.membership();
         let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
@@ -142,7 +143,11 @@ impl Group {
         } else {
             ChangeMembers::RemoveNodes(BTreeSet::from([id]))
         };
-        let changed = tokio::time::timeout(timeout, self.raft().change_membership(change, false)).await;
+        let changed = async {
+            let _alone = self.changing_membership().await;
+            self.raft().change_membership(change, false).await
+        };
+        let changed = tokio::time::timeout(timeout, changed).await;
         match changed {
             Err(_) => Err(MembershipError::Timeout { waited: timeout }),
             Ok(Err(error)) => Err(MembershipError::Refused(error.to_string())),

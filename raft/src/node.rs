@@ -196,6 +196,7 @@ impl Node {
             snapshots,
             status,
             removed: watch::Sender::new(false),
+            membership: tokio::sync::Mutex::default(),
             given_away: AtomicU64::new(0),
         });
         let groups = Groups::default();
