@@ -39,7 +39,7 @@ pub enum MembershipError {
     NobodyElse,
     #[error("{0} does not answer, and so cannot lead")]
     NoAnswer(InstanceId),
-    #[error("{instance} lacks {missing} entries of the log and does not catch up; it can lead once it has")]
+    #[error("{instance} lacks {missing} entries of the log and does not catch up")]
     Behind { instance: InstanceId, missing: u64 },
     #[error("{asked} did not take over in time, and {leads} leads now")]
     AnotherLeads { asked: InstanceId, leads: String },
@@ -70,7 +70,7 @@ impl Group {
             }
             None => return answer(pb::join_response::Result::Refused(MembershipError::NoLeader.to_string())),
         }
-        match tokio::time::timeout(timeout, self.join_here(id, node)).await {
+        match tokio::time::timeout(timeout, self.join_here(id, node, Instant::now() + timeout)).await {
             Ok(Ok(())) => {
                 let joined = wire::to_stored_membership(&self.metrics().membership_config);
                 answer(pb::join_response::Result::Joined(joined))
@@ -83,21 +83,49 @@ impl Group {
         }
     }
 
-    async fn join_here(&self, id: NodeId, node: MemberNode) -> Result<(), String> {
+    async fn join_here(&self, id: NodeId, node: MemberNode, deadline: Instant) -> Result<(), String> {
+        let instance = InstanceId::parse(node.instance_id.as_str()).map_err(|error| error.to_string())?;
+        let refused = |error: WriteError| error.to_string();
+        {
+            let _alone = self.changing_membership().await;
+            if self.has_vote(id) {
+                return Ok(());
+            }
+            self.admit_learner(id, &node).await?;
+        }
+        // Not held here: one that never catches up would keep all others out.
+        self.wait_for_log(id, &instance, deadline).await.map_err(|error| error.to_string())?;
         let _alone = self.changing_membership().await;
         let metrics = self.metrics();
         let membership = metrics.membership_config.membership();
+        let mut wanted: BTreeSet<NodeId> = membership.voter_ids().collect();
+        // In place of an older one of its name.
+        wanted.retain(|voter| membership.get_node(voter).is_none_or(|other| other.instance_id != node.instance_id));
+        wanted.insert(id);
+        self.raft().change_membership(wanted, false).await.map_err(refused)?;
+        tracing::info!(%instance, node_id = id, "an instance has joined as a voter");
+        Ok(())
+    }
+
+    fn has_vote(&self, id: NodeId) -> bool {
+        self.metrics().membership_config.membership().voter_ids().any(|voter| voter == id)
+    }
+
+    /// Adds the instance as a learner, if nobody else has its name or address.
+    async fn admit_learner(&self, id: NodeId, node: &MemberNode) -> Result<(), String> {
+        let metrics = self.metrics();
+        let membership = metrics.membership_config.membership();
         let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
-        if voters.contains(&id) {
-            return Ok(());
-        }
         if let Some((_, other)) = membership.nodes().find(|(known, other)| {
             **known != id && other.peer_addr == node.peer_addr && other.instance_id != node.instance_id
         }) {
             return Err(format!("its peer address {} is that of {}", node.peer_addr, other.instance_id));
         }
-        let replaced = membership.nodes().find(|(_, other)| other.instance_id == node.instance_id).map(|(id, _)| *id);
-        if let Some(replaced) = replaced.filter(|replaced| *replaced != id) {
+        let of_its_name = |(known, other): &(&NodeId, &MemberNode)| {
+            **known != id && other.instance_id == node.instance_id && voters.contains(known)
+        };
+        let replaced = membership.nodes().find(of_its_name).map(|(id, _)| *id);
+        if let Some(replaced) = replaced {
             let heard = metrics.heartbeat.as_ref().and_then(|heard| heard.get(&replaced).cloned()).flatten();
             if replaced == self.own_node() || heard.is_some_and(|at| at.elapsed() < ALIVE) {
                 return Err(format!(
@@ -117,14 +145,7 @@ impl Group {
         if !stale.is_empty() {
             self.raft().change_membership(ChangeMembers::RemoveNodes(stale), false).await.map_err(refused)?;
         }
-        self.raft().add_learner(id, node.clone(), true).await.map_err(refused)?;
-        let mut wanted: BTreeSet<NodeId> = self.metrics().membership_config.membership().voter_ids().collect();
-        if let Some(replaced) = replaced {
-            wanted.remove(&replaced);
-        }
-        wanted.insert(id);
-        self.raft().change_membership(wanted, false).await.map_err(refused)?;
-        tracing::info!(instance = node.instance_id, node_id = id, "an instance has joined as a voter");
+        self.raft().add_learner(id, node.clone(), false).await.map_err(refused)?;
         Ok(())
     }
 

@@ -398,6 +398,22 @@ async fn a_cluster_of_one_grows_and_shrinks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn all_that_join_at_once_get_a_vote() {
+    let mut cluster = Cluster::start(1).await;
+    let door = cluster.members[0].addr.clone();
+    for number in 2..=5 {
+        let addr = listen("127.0.0.1:0").await.local_addr().unwrap().to_string();
+        let member = Member { id: id(&format!("node-{number}")), dir: TempDir::new().unwrap(), addr, running: None };
+        cluster.members.push(member);
+    }
+    for at in 1..5 {
+        cluster.run(at, Formation::Join(vec![door.clone()])).await.unwrap();
+    }
+    cluster.until(0, "five voters", |status| status.voter_count() == 5).await;
+    cluster.append(4, "s", "a", "five").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_is_removed_knows_it() {
     let mut cluster = Cluster::start(3).await;
     let leader = cluster.leader().await;
