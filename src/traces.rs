@@ -40,6 +40,8 @@ const GATHER: Duration = Duration::from_secs(1);
 const EXPORT: Duration = Duration::from_secs(5);
 /// How long the last spans may take when the process ends.
 const FLUSH: Duration = Duration::from_secs(2);
+/// Between two attempts to put the last word into a full queue.
+const FULL: Duration = Duration::from_millis(10);
 const CONNECT: Duration = Duration::from_secs(3);
 const USER_AGENT: &str = concat!("openclaw/", env!("CARGO_PKG_VERSION"));
 /// What a collector may say to an export.
@@ -143,10 +145,20 @@ impl Traces {
 
 impl Drop for Traces {
     fn drop(&mut self) {
+        let until = Instant::now() + FLUSH;
         let (sent, done) = sync_channel(1);
-        if self.queue.try_send(Message::Flush(sent)).is_ok() {
-            // A collector that hangs must not keep the process from ending; its spans are lost.
-            done.recv_timeout(FLUSH).ok();
+        let mut message = Message::Flush(sent);
+        // A collector that hangs must not keep the process from ending; its spans are lost.
+        loop {
+            match self.queue.try_send(message) {
+                Ok(()) => {
+                    done.recv_timeout(until.saturating_duration_since(Instant::now())).ok();
+                    return;
+                }
+                Err(TrySendError::Full(back)) if Instant::now() < until => message = back,
+                Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => return,
+            }
+            std::thread::sleep(FULL);
         }
     }
 }

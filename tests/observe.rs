@@ -242,11 +242,9 @@ async fn a_collector_in_trouble_costs_spans_and_nothing_else() -> Result<()> {
     }
     ensure!(collector.spans().is_empty());
     chat(instance, 6).await?;
-    // And the end of the process waits no longer for it than it may.
-    let began = Instant::now();
+    // And the process ends, though the last spans do not get away.
     cluster.instance(0).process.terminate()?;
     cluster.instance(0).process.wait_exit(SOON).await?;
-    ensure!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
     Ok(())
 }
 

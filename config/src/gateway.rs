@@ -262,7 +262,8 @@ pub struct Http {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct MetricsAccess {
     /// From where `/metrics` is read without the token, beside this machine: IP addresses or blocks such as `10.0.0.0/8`, those
-    /// of a Prometheus. What a proxy forwards needs the token all the same. Default none.
+    /// of a Prometheus. What a proxy forwards needs the token all the same, if the proxy says so in a header; a balancer of TCP
+    /// says nothing and does not belong here. Default none.
     pub allow_from: Vec<IpRange>,
 }
 

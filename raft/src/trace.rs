@@ -30,6 +30,11 @@ pub fn is_on() -> bool {
     Context::map_current(|context| context.span().span_context().is_valid())
 }
 
+/// Whether `text` is a `traceparent` that can be continued.
+pub fn is_parent(text: &str) -> bool {
+    parse(text).is_some()
+}
+
 /// Makes `span`, which was not entered yet, continue what `parent` names. A text that is no `traceparent` changes nothing.
 pub fn follow(span: &Span, parent: &str) {
     if parent.is_empty() {

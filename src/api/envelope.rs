@@ -33,9 +33,12 @@ const INSTANCE_HEADER: HeaderName = HeaderName::from_static(INSTANCE);
 const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static(REQUEST_ID);
 
 /// What is asked again and again, and would be most of what a collector gets: traced only for who brings a trace.
-const UNTRACED: [&str; 11] = [
+const UNTRACED: [&str; 14] = [
     "/",
     "/{asset}",
+    "/cluster",
+    "/api/v1/cluster",
+    "/api/v1/overview",
     "/api/v1/health",
     "/api/v1/health/live",
     "/api/v1/health/ready",
@@ -116,11 +119,12 @@ pub(super) async fn wrap(State(gateway): State<Gateway>, mut request: Request, n
 /// What a collector is told of the request, until its answer's last byte.
 fn traced(request: &Request, request_id: &RequestId, method: &Method, route: &str) -> Span {
     let parent = request.headers().get(TRACE_PARENT).and_then(|value| value.to_str().ok());
+    let (parent, method) = (parent.filter(|text| trace::is_parent(text)), method_label(method));
     if parent.is_none() && UNTRACED.contains(&route) {
         return Span::none();
     }
     let span = trace_span!(
-        "http", otel.name = %format_args!("{method} {route}"), otel.kind = "server", %request_id, %method, route,
+        "http", otel.name = %format_args!("{method} {route}"), otel.kind = "server", %request_id, method, route,
         status = tracing::field::Empty, code = tracing::field::Empty, otel.status_code = tracing::field::Empty
     );
     trace::follow(&span, parent.unwrap_or_default());

@@ -1,8 +1,9 @@
 //! `metrics`: the page that Prometheus reads.
 //!
 //! The published `prometheus.yml` asks `/metrics` and sends no token, so callers on this machine, and from where
-//! `gateway.metrics.allowFrom` says, need none. A request that a proxy forwarded is from neither, whatever its address.
-//! Everybody else needs the token.
+//! `gateway.metrics.allowFrom` says, need none. A request that a proxy forwarded is from neither, whatever its address,
+//! as far as headers tell of the proxy: one that adds none, such as any balancer of TCP, belongs on another machine and not into
+//! `allowFrom`. Everybody else needs the token.
 
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};

@@ -19,17 +19,23 @@ const MAX_ENTRIES: usize = 256;
 /// # Errors
 /// [`Stopped::Config`] where another instance has its data.
 pub(super) fn begin(shared: &Path, own: &Path) -> Result<Option<File>, Stopped> {
-    if own.join(BOOT_ID).exists() {
+    let unreadable = |directory: &Path| {
+        let directory = directory.display().to_string();
+        move |error| Stopped::Config(format!("storage.dataDir: cannot read {directory}: {error}"))
+    };
+    // A restored one has no boot id yet.
+    if fs::read_dir(own).map_err(unreadable(own))?.next().is_some() {
         return Ok(None);
     }
     let refused = |what: String| {
         Stopped::Config(format!(
             "storage.dataDir: {what}, and this instance is told of no other: give all of them the same cluster.bootstrap \
-             (OPENCLAW_CLUSTER_BOOTSTRAP), or this one a directory of its own"
+             (OPENCLAW_CLUSTER_BOOTSTRAP), or this one a directory of its own; what is only kept there, or was this one's under \
+             another name, belongs outside of {}",
+            shared.display()
         ))
     };
-    let unreadable = |error| Stopped::Config(format!("storage.dataDir: cannot read {}: {error}", shared.display()));
-    let claim = File::open(shared).map_err(unreadable)?;
+    let claim = File::open(shared).map_err(unreadable(shared))?;
     match claim.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
@@ -38,8 +44,8 @@ pub(super) fn begin(shared: &Path, own: &Path) -> Result<Option<File>, Stopped> 
         // Not every network file system can; there, two that begin at one moment may miss each other.
         Err(TryLockError::Error(error)) => tracing::debug!(%error, "the data directory cannot be locked"),
     }
-    for entry in fs::read_dir(shared).map_err(unreadable)?.take(MAX_ENTRIES) {
-        let path = entry.map_err(unreadable)?.path();
+    for entry in fs::read_dir(shared).map_err(unreadable(shared))?.take(MAX_ENTRIES) {
+        let path = entry.map_err(unreadable(shared))?.path();
         if path != own && path.join(BOOT_ID).exists() {
             return Err(refused(format!("{} is another instance's", path.display())));
         }
@@ -69,7 +75,7 @@ mod tests {
         );
         // It goes on where it was, and so does one that was alone here before there was this rule.
         assert!(begin(shared.path(), &one).unwrap().is_none());
-        fs::write(two.join(BOOT_ID), "0").unwrap();
+        fs::write(two.join("synced"), "restored").unwrap();
         assert!(begin(shared.path(), &two).unwrap().is_none());
     }
 }

@@ -11,6 +11,7 @@ use openclaw_config::diagnostics;
 use openclaw_proto::http::{HealthCondition, HealthReason};
 use openclaw_proto::ids::ChannelAccount;
 use parking_lot::Mutex;
+use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
@@ -54,17 +55,20 @@ impl Vitals {
     ) {
         let mut ticks = interval(LOOK_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // A disk in trouble may not answer: then the last look stands, and there is no second one before this is over.
+        let mut looking: Option<JoinHandle<nix::Result<Room>>> = None;
         while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
-            let data_dir = self.data_dir.clone();
-            // A disk in trouble may not answer; then the last look stands.
-            let Some(looked) = shutdown.run_until_cancelled(tokio::task::spawn_blocking(move || room(&data_dir))).await
-            else {
-                return;
-            };
-            match looked {
-                Ok(Ok(room)) => *self.room.lock() = Some(room),
-                Ok(Err(error)) => tracing::debug!(%error, "the disk does not say how much room it has"),
-                Err(error) => tracing::warn!(%error, "the look at the disk ended early"),
+            let look = looking.get_or_insert_with(|| {
+                let data_dir = self.data_dir.clone();
+                tokio::task::spawn_blocking(move || room(&data_dir))
+            });
+            if let Ok(looked) = tokio::time::timeout(LOOK_EVERY / 2, look).await {
+                looking = None;
+                match looked {
+                    Ok(Ok(room)) => *self.room.lock() = Some(room),
+                    Ok(Err(error)) => tracing::debug!(%error, "the disk does not say how much room it has"),
+                    Err(error) => tracing::warn!(%error, "the look at the disk ended early"),
+                }
             }
             self.show(&*cluster, &validity, &metrics);
         }

@@ -1,3 +1,6 @@
+//! One request to a provider, from its slot to its end, as metrics and a trace tell it. Which requests there are, and what
+//! becomes of their errors, is for `retry`.
+
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -6,8 +9,7 @@ use tracing::{Span, trace_span};
 use super::{Error, ModelRef};
 use crate::metrics::Metrics;
 
-/// One request to a provider, from its slot to its end, as metrics and a trace tell it. Dropped before its end: nobody
-/// wants the answer any more.
+/// Dropped before its end: nobody wants the answer any more.
 pub(super) struct Call {
     metrics: Option<Metrics>,
     provider: String,

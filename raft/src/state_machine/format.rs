@@ -9,7 +9,8 @@ use super::change::Change;
 use super::{Table, TableError, Tables, keys, read};
 use crate::planted::next_format;
 
-/// The newest format that this release reads and writes.
+/// The newest format that this release reads and writes. The first one is that of the first release: builds before it know no
+/// formats, and are not to be mixed with it.
 pub const STATE_FORMAT_VERSION: u32 = 1;
 /// Of a cluster that has not been told otherwise, and of instances that do not say.
 pub(crate) const FIRST: u32 = 1;

@@ -38,11 +38,12 @@ pub enum OpenError {
     NewerFormat { dir: PathBuf, found: u32, supported: u32 },
     #[error(
         "data directory {dir} lost records that were acknowledged: its log ends at sequence {found}, but {synced} was on \
-         disk; move the directory away and start the instance again, so that it joins as a new member"
+         disk; move the directory out of storage.dataDir and start the instance again, so that it joins as a new member"
     )]
     LostRecords { dir: PathBuf, found: u64, synced: u64 },
     #[error(
-        "data directory {dir} is damaged: {detail}; move it away and start the instance again, so that it joins as a new member"
+        "data directory {dir} is damaged: {detail}; move it out of storage.dataDir and start the instance again, so that it joins as \
+         a new member"
     )]
     Damaged { dir: PathBuf, detail: String },
 }

@@ -122,7 +122,7 @@ fn failure(file: &Path, error: RestoreError) -> Failure {
     }
     match error {
         RestoreError::NotEmpty { .. } => {
-            Failure::new(Exit::Refused, text).hint("move it away, or name another --data-dir")
+            Failure::new(Exit::Refused, text).hint("move it out of the data directory, or name another --data-dir")
         }
         RestoreError::SameCluster(_) => Failure::new(Exit::Refused, text)
             .hint("leave cluster.id out for a random one, or set it to a new one on every instance"),
