@@ -490,6 +490,10 @@ async fn an_instance_that_is_removed_while_it_runs_ends_and_says_so() -> Result<
         let ended = process.wait_exit(SOON).await?;
         assert_eq!(ended.code(), Some(78), "starting it again cannot help: {}", process.log_tail());
         assert!(process.log_tail().contains("was removed from the cluster"), "{}", process.log_tail());
+        // Not with the list that it was bootstrapped with either: somebody took it out.
+        cluster.start_one(removed)?;
+        let ended = cluster.instance(removed).process.wait_exit(SOON).await?;
+        assert_eq!(ended.code(), Some(78));
         // What was given to it is taken back, once its epoch has ended.
         let talk = session("after")?;
         let client = &clients(cluster)[other];

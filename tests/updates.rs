@@ -27,9 +27,9 @@ fn options() -> Options {
     })
 }
 
-fn start_load(cluster: &Cluster) -> Result<Load> {
+fn start_load(cluster: &Cluster, run: &str) -> Result<Load> {
     let options = append::Options {
-        run: "update".to_owned(),
+        run: run.to_owned(),
         clients: 8,
         sessions: 4,
         appends: None,
@@ -94,6 +94,14 @@ async fn all_hold_the_same(cluster: &Cluster) -> Result<()> {
     }
 }
 
+/// Ends a load of which nothing was lost or doubled.
+async fn sound(load: Load) -> Result<()> {
+    load.progress().stop();
+    let checked = load.judge_all().await?;
+    ensure!(checked.found.is_empty() && checked.decided, "{checked:#?}");
+    Ok(())
+}
+
 /// Stops an instance as an operator does, and starts it as another release.
 async fn update(cluster: &mut Cluster, index: usize, next: &str) -> Result<()> {
     let process = &mut cluster.instance(index).process;
@@ -107,7 +115,7 @@ async fn update(cluster: &mut Cluster, index: usize, next: &str) -> Result<()> {
 #[tokio::test]
 async fn an_update_uses_the_new_format_once_every_instance_reads_it_and_not_before() -> Result<()> {
     let mut cluster = Cluster::start(options(), SOON).await?;
-    let load = start_load(&cluster)?;
+    let load = start_load(&cluster, "update")?;
     let leader = cluster.leader(SOON).await?;
     // The leader in the middle, so that each release leads the other one.
     let order = [(leader + 1) % 3, leader, (leader + 2) % 3];
@@ -119,7 +127,11 @@ async fn an_update_uses_the_new_format_once_every_instance_reads_it_and_not_befo
     }
     until_format(&cluster, 2).await?;
     more(&load, BETWEEN).await?;
+    // While all three are those that lived through it.
+    sound(load).await?;
+    all_hold_the_same(&cluster).await?;
 
+    let load = start_load(&cluster, "afterwards")?;
     // One that comes with nothing gets a snapshot of the new format.
     let fresh = order[0];
     cluster.instance(fresh).process.kill()?;
@@ -151,9 +163,7 @@ async fn an_update_uses_the_new_format_once_every_instance_reads_it_and_not_befo
     process.set_variable(NEXT_FORMAT_VARIABLE, "1");
     cluster.start_one(back)?;
     cluster.instance(back).wait_ready(SOON).await?;
-    load.progress().stop();
-    let checked = load.judge_all().await?;
-    ensure!(checked.found.is_empty() && checked.decided, "{checked:#?}");
+    sound(load).await?;
     cluster.wait_all_ready(SOON).await?;
     all_hold_the_same(&cluster).await?;
     let alarms = cluster.alarms()?;

@@ -12,7 +12,7 @@ use crate::types::NodeId;
 /// One that does not answer within this time is not there.
 const ANSWERS: Duration = Duration::from_secs(1);
 /// Entries that a voter may lack and still count as caught up: what is on its way to it under load.
-const CLOSE: u64 = 1000;
+pub(crate) const CLOSE: u64 = 1000;
 
 /// Another voter.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -55,6 +55,11 @@ pub enum FormationError {
     OtherCluster { stored: String, given: ClusterId },
     #[error("{peer} is of cluster {theirs}, this instance of {ours}")]
     PeerOfOtherCluster { peer: String, theirs: String, ours: ClusterId },
+    #[error(
+        "this instance was removed from the cluster; to use it again, move its data directory out of storage.dataDir and \
+         start it with --join"
+    )]
+    Removed,
     #[error("none of {addrs} answered: {last}")]
     NobodyToJoin { addrs: String, last: String },
 }
@@ -146,15 +151,26 @@ pub(crate) fn describe_failure(status: &tonic::Status) -> String {
 
 /// Makes this instance a member, however long its peers take. Ends when it is one.
 pub(crate) async fn become_member(group: Group, own: MemberNode, formation: Formation, security: PeerSecurity) {
+    // One that is taken out while it has no vote yet must not come back by itself.
+    tokio::select! {
+        () = group.removed() => {}
+        () = ask_for_vote(&group, own, formation, security) => {}
+    }
+}
+
+async fn ask_for_vote(group: &Group, own: MemberNode, formation: Formation, security: PeerSecurity) {
     let mut reminded = tokio::time::Instant::now();
     loop {
-        if is_member(&group) {
+        if is_member(group) {
             return;
         }
+        let known = known_peers(group);
         let missing = match &formation {
-            Formation::Alone => initialize(&group, BTreeMap::from([(group.own_node(), own.clone())])).await,
-            Formation::Bootstrap(list) => bootstrap(&group, &own, list, &security).await,
-            Formation::Join(addrs) => join(&group, &own, addrs, &security).await,
+            // A learner that was started again knows whom to ask, whatever it was started with.
+            _ if !known.is_empty() => join(group, &own, &known, &security).await,
+            Formation::Alone => initialize(group, BTreeMap::from([(group.own_node(), own.clone())])).await,
+            Formation::Bootstrap(list) => bootstrap(group, &own, list, &security).await,
+            Formation::Join(addrs) => join(group, &own, addrs, &security).await,
         };
         if let Err(reason) = missing
             && reminded.elapsed() >= REMIND
@@ -164,7 +180,7 @@ pub(crate) async fn become_member(group: Group, own: MemberNode, formation: Form
         }
         // A vote shows in the status; whatever else happens, ask again soon.
         let mut status = group.status();
-        let member = status.wait_for(|_| is_member(&group));
+        let member = status.wait_for(|_| is_member(group));
         drop(tokio::time::timeout(ASK_AGAIN, member).await);
     }
 }
@@ -172,6 +188,13 @@ pub(crate) async fn become_member(group: Group, own: MemberNode, formation: Form
 /// Whether this instance has a vote: a learner that was left behind by a join which came to nothing asks again.
 fn is_member(group: &Group) -> bool {
     group.metrics().membership_config.membership().voter_ids().any(|voter| voter == group.own_node())
+}
+
+/// Where the other members are, as far as this instance was told.
+fn known_peers(group: &Group) -> Vec<String> {
+    let metrics = group.metrics();
+    let nodes = metrics.membership_config.membership().nodes();
+    nodes.filter(|(id, _)| **id != group.own_node()).map(|(_, node)| node.peer_addr.clone()).collect()
 }
 
 async fn initialize(group: &Group, members: BTreeMap<NodeId, MemberNode>) -> Result<(), String> {

@@ -13,6 +13,7 @@ use openraft::metrics::{RaftMetrics, WaitError};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
+use crate::fitness::CLOSE;
 use crate::group::Group;
 use crate::types::{MemberNode, NodeId, TypeConfig};
 use crate::wire;
@@ -22,7 +23,7 @@ const ALIVE: Duration = Duration::from_secs(2);
 /// One that is asked and does not answer within this time is not there, or too slow to lead.
 const ANSWERS: Duration = Duration::from_millis(250);
 /// A follower that is fit to lead is no further behind than this.
-const CATCHES_UP: Duration = Duration::from_millis(100);
+const CATCHES_UP: Duration = ANSWERS;
 /// An election between instances that answer is over by then; otherwise somebody else is asked to lead.
 const TAKES_OVER: Duration = Duration::from_millis(300);
 
@@ -84,7 +85,6 @@ impl Group {
     }
 
     async fn join_here(&self, id: NodeId, node: MemberNode, deadline: Instant) -> Result<(), String> {
-        let instance = InstanceId::parse(node.instance_id.as_str()).map_err(|error| error.to_string())?;
         let refused = |error: WriteError| error.to_string();
         {
             let _alone = self.changing_membership().await;
@@ -94,8 +94,10 @@ impl Group {
             self.admit_learner(id, &node).await?;
         }
         // Not held here: one that never catches up would keep all others out.
-        self.wait_for_log(id, &instance, deadline).await.map_err(|error| error.to_string())?;
+        self.wait_until_close(id, deadline).await?;
         let _alone = self.changing_membership().await;
+        // The one before may be back, or another may have come by its name.
+        self.check_name(id, &node)?;
         let metrics = self.metrics();
         let membership = metrics.membership_config.membership();
         let mut wanted: BTreeSet<NodeId> = membership.voter_ids().collect();
@@ -103,8 +105,18 @@ impl Group {
         wanted.retain(|voter| membership.get_node(voter).is_none_or(|other| other.instance_id != node.instance_id));
         wanted.insert(id);
         self.raft().change_membership(wanted, false).await.map_err(refused)?;
-        tracing::info!(%instance, node_id = id, "an instance has joined as a voter");
+        tracing::info!(instance = node.instance_id, node_id = id, "an instance has joined as a voter");
         Ok(())
+    }
+
+    /// Waits until the learner `id` lacks no more than what is on its way.
+    async fn wait_until_close(&self, id: NodeId, deadline: Instant) -> Result<(), String> {
+        let close = |metrics: &RaftMetrics<TypeConfig>| {
+            metrics.current_leader != Some(metrics.id)
+                || matched(metrics, id).is_some_and(|at| at + CLOSE >= metrics.last_log_index.unwrap_or_default())
+        };
+        let wait = self.raft().wait(Some(deadline.saturating_duration_since(Instant::now())));
+        wait.metrics(close, "a learner has caught up").await.map(drop).map_err(|error| error.to_string())
     }
 
     fn has_vote(&self, id: NodeId) -> bool {
@@ -121,19 +133,7 @@ impl Group {
         }) {
             return Err(format!("its peer address {} is that of {}", node.peer_addr, other.instance_id));
         }
-        let of_its_name = |(known, other): &(&NodeId, &MemberNode)| {
-            **known != id && other.instance_id == node.instance_id && voters.contains(known)
-        };
-        let replaced = membership.nodes().find(of_its_name).map(|(id, _)| *id);
-        if let Some(replaced) = replaced {
-            let heard = metrics.heartbeat.as_ref().and_then(|heard| heard.get(&replaced).cloned()).flatten();
-            if replaced == self.own_node() || heard.is_some_and(|at| at.elapsed() < ALIVE) {
-                return Err(format!(
-                    "an instance named {} is a member and answers: two instances must not share a name",
-                    node.instance_id
-                ));
-            }
-        }
+        let replaced = self.check_name(id, node)?;
         tracing::info!(instance = node.instance_id, node_id = id, ?replaced, "an instance joins");
         let refused = |error: WriteError| error.to_string();
         // Learners that an earlier attempt of the same instance left behind.
@@ -149,31 +149,55 @@ impl Group {
         Ok(())
     }
 
-    /// Takes `instance` out of the cluster.
-    pub(crate) async fn remove_here(&self, instance: &InstanceId, timeout: Duration) -> Result<(), MembershipError> {
+    /// The voter that `node` is to replace, if there is one of its name; refused while that one lives.
+    fn check_name(&self, id: NodeId, node: &MemberNode) -> Result<Option<NodeId>, String> {
         let metrics = self.metrics();
         let membership = metrics.membership_config.membership();
-        let found = membership.nodes().find(|(_, node)| node.instance_id == instance.as_str()).map(|(id, _)| *id);
-        let id = found.ok_or_else(|| MembershipError::NotAMember(instance.clone()))?;
-        let is_voter = membership.voter_ids().any(|voter| voter == id);
-        let change = if is_voter {
-            if membership.voter_ids().count() == 1 {
-                return Err(MembershipError::LastVoter(instance.clone()));
-            }
-            ChangeMembers::RemoveVoters(BTreeSet::from([id]))
-        } else {
-            ChangeMembers::RemoveNodes(BTreeSet::from([id]))
+        let of_its_name = |voter: &NodeId| {
+            *voter != id && membership.get_node(voter).is_some_and(|other| other.instance_id == node.instance_id)
         };
-        let changed = async {
-            let _alone = self.changing_membership().await;
-            self.raft().change_membership(change, false).await
+        let Some(replaced) = membership.voter_ids().find(of_its_name) else { return Ok(None) };
+        let heard = metrics.heartbeat.as_ref().and_then(|heard| heard.get(&replaced).cloned()).flatten();
+        if replaced == self.own_node() || heard.is_some_and(|at| at.elapsed() < ALIVE) {
+            let name = &node.instance_id;
+            return Err(format!(
+                "an instance named {name} is a member and answers: two instances must not share a name"
+            ));
+        }
+        Ok(Some(replaced))
+    }
+
+    /// Takes `instance` out of the cluster.
+    pub(crate) async fn remove_here(&self, instance: &InstanceId, timeout: Duration) -> Result<(), MembershipError> {
+        let deadline = Instant::now() + timeout;
+        let Ok(_alone) = timeout_at(deadline, self.changing_membership()).await else {
+            return Err(MembershipError::Refused("another change of the membership is under way".to_owned()));
         };
-        let changed = tokio::time::timeout(timeout, changed).await;
-        match changed {
+        let metrics = self.metrics();
+        let membership = metrics.membership_config.membership();
+        let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
+        let of_its_name = membership.nodes().filter(|(_, node)| node.instance_id == instance.as_str());
+        let ids: BTreeSet<NodeId> = of_its_name.map(|(id, _)| *id).collect();
+        if ids.is_empty() {
+            return Err(MembershipError::NotAMember(instance.clone()));
+        }
+        if voters.is_subset(&ids) {
+            return Err(MembershipError::LastVoter(instance.clone()));
+        }
+        let (with_vote, without): (BTreeSet<NodeId>, BTreeSet<NodeId>) =
+            ids.into_iter().partition(|id| voters.contains(id));
+        let change = async |change| match timeout_at(deadline, self.raft().change_membership(change, false)).await {
             Err(_) => Err(MembershipError::Timeout { waited: timeout }),
             Ok(Err(error)) => Err(MembershipError::Refused(error.to_string())),
             Ok(Ok(_)) => Ok(()),
+        };
+        if !without.is_empty() {
+            change(ChangeMembers::RemoveNodes(without)).await?;
         }
+        if !with_vote.is_empty() {
+            change(ChangeMembers::RemoveVoters(with_vote)).await?;
+        }
+        Ok(())
     }
 
     /// Hands leadership to `to`, and waits until it leads.

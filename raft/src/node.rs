@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -37,6 +37,9 @@ use crate::types::MemberNode;
 
 /// After a last call of [`Running::stop`], calls under way may finish for this long.
 const DRAIN: Duration = Duration::from_secs(2);
+
+/// In the data directory of an instance that the others took out: it does not come back with it.
+const REMOVED: &str = "removed";
 
 /// By what peers recognise this instance.
 #[derive(Debug, Clone, Default)]
@@ -165,6 +168,9 @@ impl Node {
         let Options { instance_id, data_dir, listener, .. } = &options;
         let storage = |source| StartError::Storage { dir: data_dir.clone(), source };
         let engine = Engine::open(data_dir)?;
+        if data_dir.join(REMOVED).exists() {
+            return Err(FormationError::Removed.into());
+        }
         let (identity, security) = identify(&engine, &options).await?;
         let cluster_id = ClusterId::parse(identity.cluster_id.as_str())
             .map_err(|error| StartError::Fatal(format!("the data directory's identity: {error}")))?;
@@ -420,12 +426,23 @@ impl Node {
     }
 }
 
+fn mark_removed(dir: &Path) -> std::io::Result<()> {
+    std::fs::File::create(dir.join(REMOVED))?.sync_all()?;
+    std::fs::File::open(dir)?.sync_all()
+}
+
 impl Running {
     /// Waits until this instance takes part no more, for good. The process should end then: nothing here recovers.
     pub async fn over(&self) -> Over {
         let mut status = self.group.status();
         tokio::select! {
-            () = self.group.removed() => Over::Removed,
+            () = self.group.removed() => {
+                // The log does not tell a leader that it was removed from one that never was a member, at its next start.
+                if let Err(error) = mark_removed(self.engine.dir()) {
+                    tracing::warn!(%error, "the data directory does not say that this instance was removed");
+                }
+                Over::Removed
+            }
             failed = status.wait_for(|status| status.failed.is_some()) => Over::Failed(match failed {
                 Ok(status) => status.failed.clone().unwrap_or_default(),
                 Err(_) => "its status is not updated any more".to_owned(),

@@ -10,8 +10,8 @@ use bytes::Bytes;
 use openclaw_proto::ids::{InstanceId, SeqNum, SessionKey};
 use openclaw_proto::state::{AppendEntry, InboxKey, Role, command, outcome};
 use openclaw_raft::{
-    Formation, Links, MembershipError, Node, OpenError, Options, Over, ProposeError, Running, Security, StartError,
-    Status, Timing,
+    Formation, FormationError, Links, MembershipError, Node, OpenError, Options, Over, ProposeError, Running, Security,
+    StartError, Status, Timing,
 };
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
@@ -426,6 +426,10 @@ async fn a_leader_that_is_removed_knows_it() {
     cluster.stop(leader).await;
     cluster.until((leader + 1) % 3, "two voters", |status| status.voter_count() == 2).await;
     cluster.append((leader + 1) % 3, "s", "a", "two").await;
+    // Its own log says that it is no member, as that of a new instance does.
+    let list = cluster.members.iter().map(|member| (member.id.clone(), member.addr.clone())).collect();
+    let again = cluster.run(leader, Formation::Bootstrap(list)).await;
+    assert!(matches!(again, Err(StartError::Formation(FormationError::Removed))), "{again:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

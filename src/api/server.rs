@@ -24,7 +24,7 @@ use openclaw_config::gateway::Limits;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, Sleep, sleep, timeout, timeout_at};
+use tokio::time::{Instant, Sleep, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use tracing::{debug, warn};
@@ -36,10 +36,10 @@ use crate::metrics::Metrics;
 const PREFACE_BYTES: u64 = 24;
 /// How long to leave a listener alone that cannot accept: the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// A listener that accepts nothing more is asked for so long for connections that were being made, and is dry when none came
-/// for the other time.
+/// For how long a listener for which no connection is made any more is asked for those that were being made.
 const LAST_CONNECTIONS: Duration = Duration::from_millis(200);
-const NO_MORE: Duration = Duration::from_millis(20);
+/// Those that were made last have so long to send something.
+const FIRST_BYTES: Duration = Duration::from_millis(100);
 
 /// How connections are served.
 #[derive(Debug, Clone)]
@@ -78,10 +78,12 @@ pub async fn serve(
         debug!(%error, "a connection that is made at this moment may be lost");
     }
     let until = Instant::now() + LAST_CONNECTIONS;
-    while let Ok(accepted) = timeout_at(until, timeout(NO_MORE, Accept::accept(&listener))).await.flatten() {
+    while let Ok(accepted) = timeout_at(until, Accept::accept(&listener)).await {
         server.take(accepted, &graceful).await;
     }
     drop(listener);
+    // Of a connection that nothing was read from yet hyper thinks that nothing came.
+    sleep(FIRST_BYTES).await;
     graceful.shutdown().await;
 }
 

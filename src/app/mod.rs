@@ -58,6 +58,8 @@ use crate::store::raft::RaftStore;
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Beside connections: the database's, peers, channels, models.
 const OTHER_FILES: u64 = 1024;
+/// Sends under way, the account's end, its release: `channels/supervisor.rs` bounds each of them.
+const STOP_CHANNELS: Duration = Duration::from_secs(5);
 const STOP_TASKS: Duration = Duration::from_secs(2);
 /// Turns that run here at once.
 const MAX_RUNNING_TURNS: usize = 16 * 1024;
@@ -329,11 +331,7 @@ impl App {
             over = self.running.over() => return Err(match over {
                 // Nothing here recovers a core that stopped; whoever supervises this process starts it again.
                 Over::Failed(reason) => Stopped::Fatal(format!("consensus has stopped: {reason}")),
-                Over::Removed => Stopped::Config(
-                    "this instance was removed from the cluster; to use it again, move its data directory away and start \
-                     it with --join"
-                        .to_owned(),
-                ),
+                Over::Removed => Stopped::Config(FormationError::Removed.to_string()),
             }),
             Some(ended) = self.workers.join_next() => {
                 return Err(Stopped::Fatal(format!("a task that never ends has ended: {ended:?}")));
@@ -369,20 +367,21 @@ impl App {
         self.streams.cancel();
         // Each account was let go as soon as this instance drained; what nobody else could take stops now.
         self.channels_stopped.cancel();
-        if timeout(STOP_TASKS, self.channels).await.is_err() {
+        let silent = timeout(STOP_CHANNELS, self.channels).await.is_ok();
+        if !silent {
             tracing::warn!("the channels did not stop in time");
         }
         self.tasks.cancel();
         let stopped = timeout(STOP_TASKS, async { while self.workers.join_next().await.is_some() {} }).await;
         self.readiness.give_up_leadership().await;
         // What still acts under the epoch must not see it end.
-        if stopped.is_ok() {
+        if silent && stopped.is_ok() {
             self.session_over.cancel();
             if timeout(STOP_TASKS, self.session).await.is_err() {
                 tracing::warn!("the epoch did not end in time");
             }
         } else {
-            tracing::warn!("some tasks did not stop in time");
+            tracing::warn!("what runs here is another's once the lease is over: some tasks did not stop in time");
         }
         drop(self.node);
         self.running.stop().await;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use openclaw_proto::http::{Cluster, ErrorCode, Maintenance, Member, StateHash};
 use openclaw_proto::ids::{InstanceId, SessionKey};
+use openclaw_proto::state::Lease;
 use openclaw_raft::{MembershipError, Node, Status, TableError};
 use tokio::sync::Semaphore;
 
@@ -52,6 +53,13 @@ impl View {
             tokio::time::sleep(LOOK).await;
         }
         tracing::debug!(draining, "in effect here, but not committed yet");
+    }
+
+    fn channels_to_hand_over(&self) -> u64 {
+        let (view, me) = (self.node.read_local(), self.node.instance_id().as_str());
+        let (Ok(leases), Ok(rows)) = (view.leases(), view.instances()) else { return 0 };
+        let here = |lease: &&Lease| lease.owner == me && cluster::another_takes(&rows, me, &lease.account);
+        leases.iter().filter(here).count() as u64
     }
 
     fn warnings(status: &Status) -> Vec<String> {
@@ -174,13 +182,14 @@ impl ClusterView for View {
     }
 
     fn maintenance(&self) -> Maintenance {
-        let running_turns = self.load.running();
+        let (running_turns, channels) = (self.load.running(), self.channels_to_hand_over());
         let on = self.readiness.is_in_maintenance();
         Maintenance {
             instance_id: self.node.instance_id().as_str().to_owned(),
             on,
             running_turns,
-            drained: on && running_turns == 0 && self.readiness.is_free(),
+            channels,
+            drained: on && running_turns == 0 && channels == 0 && self.readiness.is_free(),
         }
     }
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
+use futures::future::join_all;
 use openclaw_config::channels::Account;
 use openclaw_proto::ids::{ChannelAccount, InstanceId};
 use openclaw_proto::state::{Instance, Lease};
@@ -25,6 +26,7 @@ use super::intake::{Context, Intake};
 use super::outlet::{Outlet, Pace};
 use super::writing::Writing;
 use super::{Channel, ReceiveError, Tenure};
+use crate::cluster;
 use crate::cluster::session::Session;
 use crate::cluster::validity::{Stretch, Validity};
 use crate::sessions::follow::Follow;
@@ -97,10 +99,11 @@ impl Supervisor {
                 }
             }
         }
-        for (account, one) in running {
+        let ends = running.into_iter().map(async |(account, one)| {
             self.finish(&account, &one).await;
             self.stop(&account, one).await;
-        }
+        });
+        join_all(ends).await;
     }
 
     /// Starts and stops accounts, so that those run which should. `given_up`: up to which token each was let go, or may
@@ -161,7 +164,7 @@ impl Supervisor {
         let moved = !lease.moving_to.is_empty()
             && lease.moving_to != me
             && instances.iter().filter(able).any(|row| row.instance_id == lease.moving_to);
-        moved || (self.session.is_draining() && instances.iter().filter(able).any(|row| !row.draining))
+        moved || (self.session.is_draining() && cluster::another_takes(instances, me, &lease.account))
     }
 
     fn start(&self, configured: &Configured, lease: &Lease, stretch: &Stretch) -> Running {

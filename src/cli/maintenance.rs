@@ -98,9 +98,9 @@ async fn begin(client: &Client, force: bool, deadline: Instant) -> Result<http::
 async fn drain(client: &Client, mut state: http::Maintenance, deadline: Instant) -> Result<http::Maintenance, Failure> {
     let mut told = None;
     while !state.drained {
-        if told != Some(state.running_turns) {
+        if told != Some((state.running_turns, state.channels)) {
             note(&waiting(&state));
-            told = Some(state.running_turns);
+            told = Some((state.running_turns, state.channels));
         }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -118,6 +118,9 @@ async fn drain(client: &Client, mut state: http::Maintenance, deadline: Instant)
 
 fn waiting(state: &http::Maintenance) -> String {
     match state.running_turns {
+        0 if state.channels > 0 => {
+            format!("{}: handing over {} bot account(s)", output::printable(&state.instance_id), state.channels)
+        }
         0 => format!("{}: handing over leadership", output::printable(&state.instance_id)),
         1 => format!("{}: 1 turn is still running", output::printable(&state.instance_id)),
         n => format!("{}: {n} turns are still running", output::printable(&state.instance_id)),
@@ -143,7 +146,8 @@ mod tests {
 
     #[test]
     fn maintenance_reads_as_what_to_do() {
-        let state = http::Maintenance { instance_id: "node-1".into(), on: true, running_turns: 0, drained: true };
+        let state =
+            http::Maintenance { instance_id: "node-1".into(), on: true, running_turns: 0, channels: 0, drained: true };
         assert_eq!(
             render(&state),
             "instance       node-1\nmaintenance    on, drained: safe to stop\nrunning turns  0\n"

@@ -26,6 +26,12 @@ pub fn other_runner(instances: &[Instance], me: &InstanceId, session: &SessionKe
     rendezvous(session.as_str(), others).and_then(|id| InstanceId::parse(id).ok())
 }
 
+/// Whether an instance other than `me` would run the account: it can, and takes work.
+pub fn another_takes(instances: &[Instance], me: &str, account: &str) -> bool {
+    let takes = |row: &Instance| row.live && !row.draining && row.instance_id != me;
+    instances.iter().any(|row| takes(row) && row.accounts.iter().any(|one| one == account))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

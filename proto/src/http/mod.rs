@@ -480,6 +480,9 @@ pub struct Maintenance {
     pub instance_id: String,
     pub on: bool,
     pub running_turns: u64,
+    /// Bot accounts that still run here though another instance would take them.
+    #[serde(default)]
+    pub channels: u64,
     /// Maintenance is on, nothing runs here any more and another instance leads.
     pub drained: bool,
 }

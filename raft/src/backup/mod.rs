@@ -59,6 +59,11 @@ pub enum BackupError {
     Truncated { rows: u64 },
     #[error("its {part} is damaged: {detail}")]
     Damaged { part: &'static str, detail: String },
+    #[error(
+        "its rows have format {found}; this release reads up to {}: use the release that wrote it",
+        format::supported()
+    )]
+    RowFormat { found: u32 },
     #[error("its rows are damaged: {0}")]
     Rows(#[source] SnapshotError),
 }
@@ -70,6 +75,7 @@ impl BackupError {
             Self::Io(_) | Self::Tables(_) => false,
             Self::Magic { .. }
             | Self::Version { .. }
+            | Self::RowFormat { .. }
             | Self::Truncated { .. }
             | Self::Damaged { .. }
             | Self::Rows(_) => true,
@@ -91,8 +97,8 @@ impl BackupError {
             SnapshotError::Io(error) => Self::of_stream(error, rows),
             SnapshotError::Tables(error) => Self::Tables(error),
             SnapshotError::Truncated { rows } => Self::Truncated { rows },
+            SnapshotError::Version { found } => Self::RowFormat { found },
             SnapshotError::Magic { .. }
-            | SnapshotError::Version { .. }
             | SnapshotError::FrameTooLarge { .. }
             | SnapshotError::Checksum { .. }
             | SnapshotError::UnknownTable { .. }

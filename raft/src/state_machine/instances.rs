@@ -131,7 +131,11 @@ pub(super) fn forget<T: Tables + ?Sized>(change: &mut Change<'_, T>, command: &F
     let instance_id = InstanceId::parse(command.instance_id.as_str())?;
     match change.instance(instance_id.as_str())? {
         Some(row) if row.live => return Ok(outcome::Kind::Stale(Stale {})),
-        Some(row) => change.delete(Table::Instances, row.instance_id.into_bytes()),
+        Some(row) => {
+            change.delete(Table::Instances, row.instance_id.into_bytes());
+            // It may have been the last that did not read the newest format.
+            format::raise(change)?;
+        }
         None => {}
     }
     Ok(outcome::Kind::Done(Done {}))

@@ -20,7 +20,7 @@ use super::state_store::StateStore;
 use crate::backup::{self, BackupError, BackupReader, Stamp};
 use crate::command;
 use crate::formation;
-use crate::state_machine::{self, LogPosition, Overlay, SnapshotError, SnapshotWriter, TableError, restored};
+use crate::state_machine::{self, LogPosition, Overlay, SnapshotError, SnapshotWriter, TableError, format, restored};
 use crate::types::{LogId, MemberNode, Membership, SnapshotMeta, StoredMembership};
 use crate::wire;
 
@@ -92,6 +92,10 @@ pub fn of_stopped(dir: &Path, stamp: &Stamp, to: impl Write) -> Result<pb::Backu
         }
     }
     let last = last.ok_or_else(|| no_instance("it has applied nothing"))?;
+    // What stands behind the entry that raised it was not understood.
+    if let Some(why) = format::too_old(format::supported(), format::active(&rows).map_err(BackupError::from)?) {
+        return Err(storage(io::Error::other(why)));
+    }
     let header = pb::BackupHeader {
         cluster_id: identity.cluster_id,
         instance_id: identity.instance_id,

@@ -172,7 +172,7 @@ impl ClusterView for FakeCluster {
 
     fn maintenance(&self) -> Maintenance {
         let on = self.status.lock().maintenance;
-        Maintenance { instance_id: self.me.as_str().into(), on, running_turns: 0, drained: on }
+        Maintenance { instance_id: self.me.as_str().into(), on, running_turns: 0, channels: 0, drained: on }
     }
 
     fn set_maintenance(&self, on: bool, _: bool) -> BoxFuture<'_, Result<Maintenance, ClusterError>> {

@@ -230,7 +230,11 @@ fn the_state_moves_to_the_newest_format_that_all_instances_read_and_never_back()
     assert!(refused.contains("uses format 2") && refused.contains("install"), "{refused}");
     machine.apply(of_format("n1", "b3", "b2", 3));
     assert_eq!(active(&machine), 2);
-    machine.apply(of_format("n3", "b4", "b2", 3));
+    // The last one that reads less is taken out.
+    let epoch = machine.instance("n3").epoch;
+    machine.apply(expire("n3", epoch, 0, 1, 3));
+    assert_eq!(active(&machine), 2);
+    machine.apply(forget("n3"));
     assert_eq!(active(&machine), 3);
 }
 
