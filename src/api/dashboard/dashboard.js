@@ -310,7 +310,7 @@ let told = { term: 0, missing: false };
 
 /** A failover is said once, when it is over; one that lasts is said when that is plain. @param {any} overview */
 function announce(overview) {
-  const first = told.term === 0;
+  const first = told.term === 0 && !told.missing;
   const change = overview.events.find((/** @type {any} */ event) => event.kind === 'leader_changed' && event.number === overview.term);
   if (overview.leader && overview.term > told.term) {
     told = { term: overview.term, missing: false };

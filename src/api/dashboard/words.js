@@ -114,13 +114,16 @@ export function verdict(overview) {
   if (draining.length > 0) more.push(`${listed(draining.map((each) => each.instanceId))} ${draining.length === 1 ? 'drains' : 'drain'}.`);
   more.push(...(overview.warnings ?? []).map((text) => `${text.charAt(0).toUpperCase()}${text.slice(1)}.`));
 
+  const few = `${there.length} of ${voters.length} voters answer, and ${needed} are needed: nothing can be accepted until more are back.`;
   if (!leader) {
     const since = leaderlessMs ? ` for ${span(leaderlessMs)}` : '';
-    const why = there.length < needed
-      ? `${there.length} of ${voters.length} voters answer, and ${needed} are needed: nothing can be accepted until more are back.`
+    const why = spare < 0
+      ? few
       : 'Nothing can be accepted until one is elected, which takes less than a second as a rule.';
     return { state: 'bad', title: `No leader${since}`, more: [why, ...more] };
   }
+  // It may lead still in name, until the instance that was asked hears that it gave up.
+  if (spare < 0) return { state: 'bad', title: `${leader} leads, but too few voters answer`, more: [few, ...more] };
   if (spare < 1 && voters.length > 1) {
     return { state: 'warn', title: `${leader} leads, and one more loss stops the cluster`, more };
   }

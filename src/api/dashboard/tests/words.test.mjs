@@ -66,6 +66,8 @@ test('the verdict names what stops the cluster before what is only unwell', () =
   is('warn', 'node-1 leads, with 4 of 5 voters', ['e does not answer node-1.'], overview({ instances: [...'abcd'].map((id) => instance(id)).concat(silent('e')) }));
   is('bad', 'No leader for 3.2 s', ['1 of 3 voters answer, and 2 are needed: nothing can be accepted until more are back.', 'node-2 and node-3 do not answer node-1.'],
     overview({ leader: undefined, leaderlessMs: 3_210, instances: [instance('node-1'), silent('node-2'), silent('node-3')] }));
+  is('bad', 'node-1 leads, but too few voters answer', ['1 of 3 voters answer, and 2 are needed: nothing can be accepted until more are back.'],
+    overview({ instances: [instance('node-1'), silent('node-2'), silent('node-3')] }));
   is('bad', 'No leader for 90 ms', ['Nothing can be accepted until one is elected, which takes less than a second as a rule.'], overview({ leader: undefined, leaderlessMs: 90 }));
   is('warn', 'node-1 leads, but not every channel works', ['telegram:a has no owner.', 'discord:b is not connected to the platform.'],
     overview({ channels: [{ account: 'telegram:a' }, { account: 'discord:b', owner: 'node-2', connected: false }] }));
