@@ -11,6 +11,7 @@ use jepsen_lite::workloads::append::{self, Load};
 use openclaw_proto::http::MemberRole;
 use openclaw_proto::ids::{IdempotencyKey, SessionKey};
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 /// For anything that ends by itself.
@@ -46,16 +47,22 @@ fn configure(instance: &Instance, change: impl FnOnce(&mut Value)) -> Result<()>
     Ok(())
 }
 
-/// Runs a command beside an instance, with its settings.
-async fn beside(instance: &Instance, arguments: &[&str]) -> Result<Output> {
+/// A command beside an instance, with its settings.
+fn command(instance: &Instance, arguments: &[&str]) -> Result<Command> {
+    let mut command = openclaw(arguments);
+    command.arg("--config").arg(settings(instance)?);
+    Ok(command)
+}
+
+fn openclaw(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_openclaw"));
+    command.args(arguments).env_clear().stdin(Stdio::null()).kill_on_drop(true);
     command
-        .args(arguments)
-        .arg("--config")
-        .arg(settings(instance)?)
-        .env_clear()
-        .stdin(Stdio::null())
-        .kill_on_drop(true);
+}
+
+/// Runs a command beside an instance.
+async fn beside(instance: &Instance, arguments: &[&str]) -> Result<Output> {
+    let mut command = command(instance, arguments)?;
     Ok(tokio::time::timeout(SOON, command.output()).await.context("the command hangs")??)
 }
 
@@ -126,6 +133,28 @@ async fn restore(cluster: &mut Cluster, file: &str) -> Result<Value> {
         ensure!(Instant::now() < deadline, "not all have a vote: {members:?}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Starts `command`, asks it to end once it works on something in `directory`, and says how it ended. Nothing may be left there.
+async fn interrupted(mut command: Command, directory: &Path, unfinished: &str) -> Result<(i32, String)> {
+    let begun = || -> Result<bool> {
+        let mut names = std::fs::read_dir(directory)?.flatten().map(|item| item.file_name());
+        Ok(names.any(|name| name.to_string_lossy().contains(unfinished)))
+    };
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    // Waiting would close it, and a backup that ends is another matter.
+    let _open = child.stdin.take();
+    let deadline = Instant::now() + SOON;
+    while !begun()? {
+        ensure!(Instant::now() < deadline, "nothing is begun");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let pid = i32::try_from(child.id().context("it has ended")?)?;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM)?;
+    let output = tokio::time::timeout(Duration::from_secs(10), child.wait_with_output()).await;
+    let output = output.context("it does not heed the signal")??;
+    ensure!(!begun()?, "something is left");
+    Ok((output.status.code().context("it was killed")?, String::from_utf8_lossy(&output.stderr).into_owned()))
 }
 
 async fn run(test: impl AsyncFnOnce(&mut Cluster, &str) -> Result<()>) -> Result<()> {
@@ -239,8 +268,20 @@ async fn the_one_disk_that_survived_gives_all_that_was_acknowledged() -> Result<
         let (code, text) = refusal(&cluster.instances()[leader], &["cluster", "backup", file, "--offline"]).await?;
         assert_eq!((code, text.contains("in use by another process")), (75, true), "{text}");
         cluster.kill_all()?;
-        let made = answer(&cluster.instances()[leader], &["cluster", "backup", file, "--offline"]).await?;
-        assert_eq!(made["source"], "stopped instance");
+        let survivor = &cluster.instances()[leader];
+        let directory = Path::new(file).parent().context("it is in a directory")?;
+        let slow = command(survivor, &["cluster", "backup", file, "--offline", "--limit-rate", "100"])?;
+        let (code, text) = interrupted(slow, directory, ".unfinished").await?;
+        assert_eq!((code, text.contains("interrupted: nothing was written")), (130, true), "{text}");
+
+        // An address in the environment is not meant for it, and one on the command line is.
+        let (code, text) =
+            refusal(survivor, &["cluster", "backup", file, "--offline", "--url", "http://127.0.0.1:1"]).await?;
+        assert_eq!((code, text.contains("--offline asks nobody")), (2, true), "{text}");
+        let mut elsewhere = command(survivor, &["cluster", "backup", file, "--offline", "--json"])?;
+        let made = elsewhere.env("OPENCLAW_URL", "http://127.0.0.1:1").output().await?;
+        let made: Value = serde_json::from_slice(&made.stdout)?;
+        assert_eq!(made["source"], "stopped instance", "{made}");
         for index in 0..3 {
             cluster.wipe(index)?;
         }
@@ -260,10 +301,8 @@ async fn what_is_no_whole_backup_or_no_empty_directory_is_refused() -> Result<()
         answer(&cluster.instances()[0], &["cluster", "backup", file]).await?;
         let whole = std::fs::read(file)?;
         let first = &cluster.instances()[0];
-        let verified = Command::new(env!("CARGO_BIN_EXE_openclaw"))
-            .args(["cluster", "backup", "verify", file, "--json"])
-            .output()
-            .await?;
+        let mut verify = openclaw(&["cluster", "backup", "--json", "verify", file]);
+        let verified = verify.env("OPENCLAW_URL", "http://127.0.0.1:1").output().await?;
         let verified: Value = serde_json::from_slice(&verified.stdout)?;
         let entries =
             verified["tables"].as_array().and_then(|tables| tables.iter().find(|table| table["table"] == "entries"));
@@ -298,4 +337,34 @@ async fn what_is_no_whole_backup_or_no_empty_directory_is_refused() -> Result<()
         Ok(())
     })
     .await
+}
+
+#[tokio::test]
+async fn who_is_asked_to_end_in_the_middle_leaves_nothing() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    // A gateway whose answer begins, and one whose reader waits for more.
+    let gateway = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let url = format!("http://{}", gateway.local_addr()?);
+    let _answering = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(async move {
+        let (mut stream, _) = gateway.accept().await?;
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\nabc").await?;
+        std::future::pending::<std::io::Result<()>>().await
+    }));
+    let backup = openclaw(&["cluster", "backup", &path("file"), "--url", &url]);
+    let (code, text) = interrupted(backup, directory.path(), ".unfinished").await?;
+    assert_eq!((code, text.contains("interrupted: nothing was written")), (130, true), "{text}");
+
+    let data = path("data");
+    std::fs::create_dir(&data)?;
+    let mut restore = openclaw(&["cluster", "restore", "-", "--instance-id", "node-1", "--data-dir", &data]);
+    restore.stdin(Stdio::piped());
+    let (code, text) = interrupted(restore, Path::new(&data), ".restoring-").await?;
+    assert_eq!((code, text.contains("interrupted: nothing was restored")), (130, true), "{text}");
+
+    let (verify, file) = (["cluster", "backup", "--force", "verify"], path("file"));
+    let refused = openclaw(&[&verify[..], &[&file]].concat()).output().await?;
+    let text = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!((refused.status.code(), text.contains("--force before `verify`")), (Some(2), true), "{text}");
+    Ok(())
 }

@@ -148,6 +148,16 @@ async fn before_the_first_start_ports_files_and_certificates_are_looked_at() -> 
     assert_eq!(first.levels("peers"), ["warning", "warning"], "they need not run yet");
     assert!(!home.path().join("data").exists(), "looking makes nothing");
 
+    // A process that is frozen: its socket takes connections, and nobody answers.
+    std::fs::create_dir_all(home.path().join("data/node-1"))?;
+    let frozen = std::os::unix::net::UnixListener::bind(home.path().join("data/node-1/admin.sock"))?;
+    let silent = doctor(home.path().to_owned(), &["--config", &*config, "--timeout", "1"], &[]).await?;
+    assert_eq!((silent.code, silent.bad()), (1, vec!["instance", "peers"]), "{:#?}", silent.found);
+    assert!(silent.problems("instance").contains("it accepts connections and does not answer"));
+    assert_eq!(silent.levels("ports"), ["ok", "ok"], "they are its own");
+    drop(frozen);
+    std::fs::remove_dir_all(home.path().join("data"))?;
+
     // A certificate that is over as it is made.
     let id = ClusterId::parse("oc-test")?;
     let instance = InstanceId::parse("node-1")?;

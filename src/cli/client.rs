@@ -217,7 +217,7 @@ impl Client {
         match tokio::time::timeout(self.timeout, response.chunk()).await {
             Ok(Ok(piece)) => Ok(piece),
             Ok(Err(error)) => Err(Failure::new(Exit::Unreachable, format!("the answer broke off: {}", causes(&error)))
-                .hint("nothing was written, try again; the gateway's log may say why")),
+                .hint("try again; the gateway's log may say why")),
             Err(_) => Err(silent(self.timeout)),
         }
     }

@@ -35,7 +35,7 @@ pub enum Exit {
     InUse = 75,
     /// The configuration is wrong (EX_CONFIG).
     Config = 78,
-    /// Ended by Ctrl-C.
+    /// Ended by Ctrl-C, or by another signal that asks a process to end.
     Interrupted = 130,
 }
 

@@ -16,6 +16,7 @@ mod doctor;
 mod exit;
 mod gateway;
 mod health;
+mod interrupt;
 mod maintenance;
 mod output;
 mod pairing;
@@ -116,11 +117,14 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
 
 /// Commands wait for one answer at a time; only the gateway and the demo want worker threads.
 fn on_one_thread(command: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
-    tokio::runtime::Builder::new_current_thread()
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| Failure::failed(format!("no async runtime: {error}")))?
-        .block_on(command)
+        .map_err(|error| Failure::failed(format!("no async runtime: {error}")))?;
+    let result = runtime.block_on(command);
+    // Dropping it would wait for its blocking threads, and one of them may be at a disk that hangs.
+    runtime.shutdown_background();
+    result
 }
 
 /// Help and version are answers; the rest becomes one line in our own form.

@@ -1,5 +1,8 @@
 //! What the parser accepts and refuses; `tests/cli.rs` runs the binary itself.
 
+use std::sync::mpsc;
+use std::time::Duration;
+
 use super::*;
 
 #[test]
@@ -19,4 +22,20 @@ fn every_flag_is_documented() {
         }
     }
     check(&Cli::command(), "openclaw");
+}
+
+#[test]
+fn a_blocking_thread_that_hangs_does_not_keep_a_command_from_ending() {
+    let (hold, held) = mpsc::channel::<()>();
+    let (ended, end) = mpsc::channel();
+    std::thread::spawn(move || {
+        let command = async {
+            // Until the end of the test.
+            drop(tokio::task::spawn_blocking(move || held.recv()));
+            Ok(Exit::Ok)
+        };
+        ended.send(on_one_thread(command).is_ok())
+    });
+    assert_eq!(end.recv_timeout(Duration::from_secs(20)), Ok(true));
+    drop(hold);
 }

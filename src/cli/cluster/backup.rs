@@ -16,9 +16,11 @@ use openclaw_raft::backup::{self, BackupError, BackupReader, OfflineError, Stamp
 use openclaw_raft::state_machine::Table as Rows;
 use serde::Serialize;
 use tempfile::NamedTempFile;
+use tokio_util::sync::CancellationToken;
 
 use crate::cli::client::Client;
 use crate::cli::exit::{Exit, Failure};
+use crate::cli::interrupt;
 use crate::cli::output::{self, Align, Table, facts, note};
 use crate::cli::settings;
 use crate::cli::target::Connection;
@@ -28,7 +30,8 @@ use crate::cli::target::Connection;
 /// Any instance can give a backup, while it works: the state at one moment, with all that was acknowledged before. The file
 /// holds conversations in clear; it is made for its owner alone (mode 0600).
 #[derive(Debug, Args)]
-#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+// `args_conflicts_with_subcommands` would count the global --json: see `Backup::verify_alone`.
+#[command(subcommand_negates_reqs = true)]
 pub(super) struct Backup {
     #[command(subcommand)]
     command: Option<Command>,
@@ -45,7 +48,8 @@ pub(super) struct Backup {
     #[arg(long)]
     stale: bool,
     /// Read the data directory of an instance that is stopped, and ask nobody: it may lack what only others had
-    #[arg(long, conflicts_with_all = ["stale", "url"])]
+    // Not with "url" too: OPENCLAW_URL would count as if it had been typed.
+    #[arg(long, conflicts_with = "stale")]
     offline: bool,
     #[command(flatten)]
     connection: Connection,
@@ -59,6 +63,37 @@ enum Command {
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
+}
+
+impl Backup {
+    /// What makes a backup says nothing about one that is read.
+    fn verify_alone(&self) -> Result<(), Failure> {
+        let connection = &self.connection;
+        let named = [
+            (self.file.is_some(), "FILE"),
+            (self.force, "--force"),
+            (self.limit_rate.is_some(), "--limit-rate"),
+            (self.stale, "--stale"),
+            (self.offline, "--offline"),
+            (url_is_typed(connection), "--url"),
+            (connection.instance_id.is_some(), "--instance-id"),
+            (connection.data_dir.is_some(), "--data-dir"),
+            (connection.config.is_some(), "--config"),
+            (connection.token_file.is_some(), "--token-file"),
+        ];
+        match named.into_iter().find(|(given, _)| *given) {
+            Some((_, what)) => {
+                Err(Failure::usage(format!("{what} before `verify` says nothing: it reads a file, and asks nobody")))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// And not the environment's.
+fn url_is_typed(connection: &Connection) -> bool {
+    let given = connection.url.join(",");
+    !given.is_empty() && std::env::var("OPENCLAW_URL").ok() != Some(given)
 }
 
 /// What a backup holds.
@@ -158,44 +193,50 @@ struct Report {
 }
 
 pub(super) async fn run(arguments: Backup, json: bool) -> Result<Exit, Failure> {
-    if let Some(Command::Verify { file }) = arguments.command {
-        let contents = verify(&file)?;
+    if let Some(Command::Verify { file }) = &arguments.command {
+        arguments.verify_alone()?;
+        let contents = verify(file)?;
         output::answer(json, &contents, || contents.render())?;
         return Ok(Exit::Ok);
     }
     let Some(file) = arguments.file.clone() else {
         return Err(Failure::usage("say where the backup goes: FILE, or - for standard output"));
     };
-    tokio::select! {
-        done = write(&arguments, &file, json) => done,
-        // The file has no name yet, and is removed as this returns.
-        interrupted = tokio::signal::ctrl_c() => match interrupted {
-            Ok(()) => Err(Failure::new(Exit::Interrupted, "interrupted: nothing was written")),
-            Err(error) => Err(Failure::failed(format!("Ctrl-C cannot be watched: {error}"))),
-        },
+    if arguments.offline && url_is_typed(&arguments.connection) {
+        return Err(Failure::usage("--offline asks nobody, so --url says nothing"));
     }
+    let stop = CancellationToken::new();
+    if file == Path::new("-") {
+        // There is nothing to clear away, so signals do what they do to any part of a pipe.
+        return to_stdout(&arguments, json, &stop).await;
+    }
+    interrupt::or_signal(to_file(&arguments, &file, json, &stop), &stop, "nothing was written").await
 }
 
-async fn write(arguments: &Backup, file: &Path, json: bool) -> Result<Exit, Failure> {
-    if file == Path::new("-") {
-        if io::stdout().is_terminal() {
-            return Err(Failure::usage("a terminal cannot take a backup").hint("name a file, or pipe it on"));
-        }
-        if json {
-            return Err(Failure::usage("--json and the backup cannot both be standard output"));
-        }
-        copy(arguments, &mut io::stdout().lock()).await?;
-        return Ok(Exit::Ok);
+async fn to_stdout(arguments: &Backup, json: bool, stop: &CancellationToken) -> Result<Exit, Failure> {
+    if io::stdout().is_terminal() {
+        return Err(Failure::usage("a terminal cannot take a backup").hint("name a file, or pipe it on"));
     }
+    if json {
+        return Err(Failure::usage("--json and the backup cannot both be standard output"));
+    }
+    let to = BufWriter::with_capacity(BUFFER_BYTES, io::stdout());
+    copy(arguments, to, stop).await.map_err(|mut failure| {
+        failure.details.push("what went to standard output, if anything did, is not a whole backup".to_owned());
+        failure
+    })?;
+    Ok(Exit::Ok)
+}
+
+async fn to_file(arguments: &Backup, file: &Path, json: bool, stop: &CancellationToken) -> Result<Exit, Failure> {
     if !arguments.force && file.symlink_metadata().is_ok() {
         return Err(exists(file));
     }
     let began = Instant::now();
     let place = Place::beside(file)?;
-    let mut to = BufWriter::with_capacity(256 * 1024, &place.file);
-    copy(arguments, &mut to).await?;
-    to.into_inner().map_err(|error| place.failed(error.error()))?;
-    let written = place.finish(arguments.force)?;
+    let to = place.file.as_file().try_clone().map_err(|error| place.failed(&error))?;
+    copy(arguments, BufWriter::with_capacity(BUFFER_BYTES, to), stop).await?;
+    let written = place.finish(arguments.force, stop).await?;
     let report = Report {
         file: file.to_owned(),
         bytes: written.bytes,
@@ -217,7 +258,9 @@ fn exists(file: &Path) -> Failure {
     Failure::new(Exit::Refused, format!("{} exists", file.display())).hint("name another file, or give --force")
 }
 
-/// A file without its name yet.
+const BUFFER_BYTES: usize = 256 * 1024;
+
+/// A file without its name yet; it is removed with this, whoever still writes into it.
 struct Place<'a> {
     file: NamedTempFile,
     target: &'a Path,
@@ -251,11 +294,16 @@ impl<'a> Place<'a> {
     }
 
     /// Puts it on disk, reads it back, and gives it its name.
-    fn finish(self, force: bool) -> Result<Written, Failure> {
-        self.file.as_file().sync_all().map_err(|error| self.failed(&error))?;
+    async fn finish(self, force: bool, stop: &CancellationToken) -> Result<Written, Failure> {
+        let written = self.file.as_file().try_clone().map_err(|error| self.failed(&error))?;
         let again = self.file.reopen().map_err(|error| self.failed(&error))?;
-        let bytes = again.metadata().map_err(|error| self.failed(&error))?.len();
-        let contents = read(again).map_err(|error| {
+        let again = Heeding { inner: again, stop: stop.clone() };
+        let looked = on_a_thread(move || -> io::Result<_> {
+            written.sync_all()?;
+            Ok((written.metadata()?.len(), read(again)))
+        });
+        let (bytes, contents) = looked.await?.map_err(|error| self.failed(&error))?;
+        let contents = contents.map_err(|error| {
             Failure::failed(format!("what came is not a whole backup: {error}")).hint("nothing was written, try again")
         })?;
         let (target, parent) = (self.target, self.parent);
@@ -274,12 +322,19 @@ impl<'a> Place<'a> {
     }
 }
 
-/// Brings a backup from wherever it comes.
-async fn copy(arguments: &Backup, to: &mut impl Write) -> Result<(), Failure> {
-    let mut to = Paced::new(to, arguments.limit_rate);
+/// Brings a backup from wherever it comes, until `stop`.
+async fn copy(arguments: &Backup, to: impl Write + Send + 'static, stop: &CancellationToken) -> Result<(), Failure> {
+    let to = Paced::new(to, arguments.limit_rate);
     if arguments.offline {
-        return offline(arguments, &mut to);
+        return offline(arguments, Heeding { inner: to, stop: stop.clone() }).await;
     }
+    tokio::select! {
+        done = online(arguments, to) => done,
+        () = stop.cancelled() => Err(Failure::silent(Exit::Interrupted)),
+    }
+}
+
+async fn online(arguments: &Backup, mut to: Paced<impl Write>) -> Result<(), Failure> {
     let client = Client::new(&arguments.connection)?;
     let query: &[(&str, String)] = if arguments.stale { &[("consistency", "stale".into())] } else { &[] };
     let mut response = client.open(&["api", "v1", "cluster", "backup"], query).await?;
@@ -294,7 +349,7 @@ fn unwritable(error: io::Error) -> Failure {
     Failure::failed(format!("the backup cannot be written: {error}"))
 }
 
-fn offline(arguments: &Backup, to: &mut Paced<impl Write>) -> Result<(), Failure> {
+async fn offline(arguments: &Backup, mut to: Heeding<Paced<impl Write + Send + 'static>>) -> Result<(), Failure> {
     let settings = settings::local(&arguments.connection)?;
     let Some(instance) = settings.instance_id else {
         return Err(Failure::usage("whose directory? --offline needs the instance's name")
@@ -302,7 +357,8 @@ fn offline(arguments: &Backup, to: &mut Paced<impl Write>) -> Result<(), Failure
     };
     let dir = settings.data_dir.join(instance.as_str());
     let stamp = Stamp { taken_ms: output::now_ms(), release: env!("CARGO_PKG_VERSION").to_owned() };
-    backup::of_stopped(&dir, &stamp, to).map(drop).map_err(|error| {
+    let made = on_a_thread(move || backup::of_stopped(&dir, &stamp, &mut to).map(|_| to.flush())).await?;
+    let flushed = made.map_err(|error| {
         let text = error.to_string();
         match error {
             OfflineError::Open(OpenError::Locked { .. }) => {
@@ -313,7 +369,52 @@ fn offline(arguments: &Backup, to: &mut Paced<impl Write>) -> Result<(), Failure
                 .hint("--data-dir is the directory above the instance's own, as for `openclaw gateway`"),
             OfflineError::TooFarBehind | OfflineError::Backup(_) => Failure::failed(text),
         }
-    })
+    })?;
+    flushed.map_err(unwritable)
+}
+
+/// Signals are seen to while it lasts.
+pub(super) async fn on_a_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| Failure::failed(format!("it broke off: {error}")))
+}
+
+/// Reads and writes on a thread of its own, until `stop`.
+struct Heeding<T> {
+    inner: T,
+    stop: CancellationToken,
+}
+
+impl<T> Heeding<T> {
+    fn go_on(&self) -> io::Result<()> {
+        if self.stop.is_cancelled() { Err(io::Error::other("interrupted")) } else { Ok(()) }
+    }
+}
+
+/// Of a pause; between two of them `stop` is heeded.
+const STEP: Duration = Duration::from_millis(50);
+
+impl<W: Write> Write for Heeding<Paced<W>> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            self.go_on()?;
+            let left = self.inner.due().saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return self.inner.write(bytes);
+            }
+            std::thread::sleep(left.min(STEP));
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+impl<R: Read> Read for Heeding<R> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        self.go_on()?;
+        self.inner.read(bytes)
+    }
 }
 
 /// Counts what goes through, tells of it, and says when the next piece is due.

@@ -1,16 +1,21 @@
 //! `openclaw cluster restore`: a new cluster's first member, made from a backup. No instance is asked.
 
-use std::io::{self, BufReader, Read};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::time::Duration;
 
 use clap::Args;
 use openclaw_proto::ids::{ClusterId, InstanceId};
 use openclaw_raft::OpenError;
 use openclaw_raft::backup::{self, RestoreError, RestoreOptions};
 use serde::Serialize;
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
 
-use super::backup::{Contents, open, unreadable};
+use super::backup::{Contents, on_a_thread, open, unreadable};
 use crate::cli::exit::{Exit, Failure};
+use crate::cli::interrupt;
 use crate::cli::output;
 use crate::cli::settings;
 
@@ -84,9 +89,15 @@ pub(super) async fn run(arguments: Restore, json: bool) -> Result<Exit, Failure>
         (options.data_dir.clone(), options.peer_addr.clone(), !options.bootstrap.is_empty());
     let file = &arguments.file;
     let from: Box<dyn Read + Send> = if file == Path::new("-") { Box::new(io::stdin()) } else { Box::new(open(file)?) };
-    let restored = backup::restore(options, BufReader::with_capacity(256 * 1024, from))
-        .await
-        .map_err(|error| failure(file, error))?;
+    let stop = CancellationToken::new();
+    let from = Fetched::new(from, stop.clone())?;
+    // It removes what it began when its reader fails, so that is how it is stopped. After the last byte only what is short is left.
+    let handle = Handle::current();
+    let restoring = async {
+        let restored = on_a_thread(move || handle.block_on(backup::restore(options, from))).await?;
+        restored.map_err(|error| failure(file, error))
+    };
+    let restored = interrupt::or_signal(restoring, &stop, "nothing was restored").await?;
     let report = Report {
         data_dir,
         instance_id,
@@ -113,6 +124,66 @@ pub(super) async fn run(arguments: Restore, json: bool) -> Result<Exit, Failure>
         )
     })?;
     Ok(Exit::Ok)
+}
+
+const PIECE_BYTES: usize = 256 * 1024;
+/// Pieces that wait to be used.
+const PIECES: usize = 4;
+/// Between two looks whether to go on.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// A backup as it comes, until `stop`: also from a pipe, or a disk, that gives nothing.
+struct Fetched {
+    pieces: Receiver<io::Result<Vec<u8>>>,
+    piece: io::Cursor<Vec<u8>>,
+    stop: CancellationToken,
+}
+
+impl Fetched {
+    fn new(mut from: impl Read + Send + 'static, stop: CancellationToken) -> Result<Self, Failure> {
+        let (sender, pieces) = sync_channel(PIECES);
+        let fetch = move || {
+            loop {
+                let mut bytes = Vec::with_capacity(PIECE_BYTES);
+                let read = from.by_ref().take(PIECE_BYTES as u64).read_to_end(&mut bytes);
+                let last = bytes.is_empty() || read.is_err();
+                if sender.send(read.map(|_| bytes)).is_err() || last {
+                    return;
+                }
+            }
+        };
+        std::thread::Builder::new()
+            .name("fetch".into())
+            .spawn(fetch)
+            .map_err(|error| Failure::failed(format!("no thread to read the backup: {error}")))?;
+        Ok(Self { pieces, piece: io::Cursor::default(), stop })
+    }
+}
+
+impl Read for Fetched {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        loop {
+            if self.stop.is_cancelled() {
+                return Err(io::Error::other("interrupted"));
+            }
+            let read = self.piece.read(bytes)?;
+            if read > 0 || bytes.is_empty() {
+                return Ok(read);
+            }
+            match self.pieces.recv_timeout(LOOK) {
+                Ok(piece) => {
+                    let piece = piece?;
+                    if piece.is_empty() {
+                        return Ok(0);
+                    }
+                    self.piece = io::Cursor::new(piece);
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                // After its end, or its error.
+                Err(RecvTimeoutError::Disconnected) => return Ok(0),
+            }
+        }
+    }
 }
 
 fn failure(file: &Path, error: RestoreError) -> Failure {

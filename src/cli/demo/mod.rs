@@ -12,9 +12,9 @@ use clap::Args;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::exit::{Exit, Failure};
+use super::interrupt::Signals;
 use super::output::{self, Align, Table, note, or_dash};
 use balancer::Balancer;
 use children::{Instance, Ports};
@@ -46,9 +46,7 @@ const DEFAULT_PORT: u16 = 3000;
 const RESTART_AFTER: Duration = Duration::from_secs(3);
 
 pub(super) async fn run(arguments: Demo, json: bool) -> Result<Exit, Failure> {
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(unwatched)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(unwatched)?;
-
+    let mut signals = Signals::watch()?;
     let (dir, _temporary) = match &arguments.data_dir {
         Some(dir) => {
             let fail = |error: io::Error| Failure::failed(format!("{}: {error}", dir.display()));
@@ -74,17 +72,12 @@ pub(super) async fn run(arguments: Demo, json: bool) -> Result<Exit, Failure> {
     };
     let result = tokio::select! {
         result = demo => result,
-        _ = interrupt.recv() => Ok(Exit::Ok),
-        _ = terminate.recv() => Ok(Exit::Ok),
+        () = signals.any() => Ok(Exit::Ok),
     };
     balancing.abort();
     note("\nstopping");
     stop(&mut instances).await;
     result
-}
-
-fn unwatched(error: io::Error) -> Failure {
-    Failure::failed(format!("signals cannot be watched: {error}"))
 }
 
 async fn listen(port: Option<u16>) -> Result<TcpListener, Failure> {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use futures::future::join_all;
 use openclaw_proto::http::{IDEMPOTENCY_KEY, INSTANCE};
 use reqwest::{Client, Method, RequestBuilder, Response, Url};
 use serde_json::json;
@@ -87,12 +88,12 @@ impl Way {
     }
 
     async fn calls(&self) -> Vec<Result<Option<String>, String>> {
-        let mut calls = Vec::new();
-        for _ in 0..CALLS {
+        // At once: one after the other, a balancer that tries a dead instance first would use up the topic's time.
+        let call = async || {
             let answer = self.request(Method::GET, "api/v1/health/live").send().await;
-            calls.push(answer.map(|response| answered_by(&response)).map_err(|error| causes(&error)));
-        }
-        calls
+            answer.map(|response| answered_by(&response)).map_err(|error| causes(&error))
+        };
+        join_all((0..CALLS).map(|_| call())).await
     }
 
     async fn token(&self) -> Result<u16, String> {
@@ -190,7 +191,12 @@ fn token(balancer: &Balancer) -> Finding {
             "the same gateway.auth.token belongs on every instance, and in OPENCLAW_GATEWAY_TOKEN here; the balancer must pass \
              Authorization on",
         ),
-        Ok(_) => Finding::ok(CHECK, "the gateway takes it"),
+        Ok(200..=299) => Finding::ok(CHECK, "the gateway takes it"),
+        Ok(status) => Finding::problem(
+            CHECK,
+            format!("a call that needs it was answered with status {status}"),
+            "look at the balancer's log, and that it passes /api/v1/ on to the gateways",
+        ),
         Err(error) => Finding::problem(CHECK, error.clone(), "look at the balancer's log"),
     }
 }
@@ -272,7 +278,9 @@ mod tests {
         assert_eq!(found(|seen| seen.calls = vec![Err("refused".into())]), [("balancer", Level::Problem)]);
         assert_eq!(found(|seen| seen.calls[0] = Ok(None))[0], ("balancer", Level::Problem));
         assert_eq!(found(|seen| seen.calls.truncate(1))[0], ("balancer", Level::Warning));
-        assert_eq!(found(|seen| seen.token = Ok(401))[1], ("token", Level::Problem));
+        for status in [301, 401, 404, 502] {
+            assert_eq!(found(|seen| seen.token = Ok(status))[1], ("token", Level::Problem), "{status}");
+        }
         assert_eq!(found(|seen| seen.spread = Ok(Duration::from_millis(3)))[2], ("streaming", Level::Problem));
         assert_eq!(found(|seen| seen.spread = Err("status 404".into()))[2], ("streaming", Level::Skipped));
         assert_eq!(found(|seen| seen.key_seen = Ok(false))[3], ("idempotency", Level::Problem));

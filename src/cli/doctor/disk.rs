@@ -23,8 +23,8 @@ const SLOW: Duration = Duration::from_millis(10);
 
 pub(super) struct Disk {
     dir: PathBuf,
-    /// The directory itself, if it exists: its owner and its mode.
-    exists: Option<(u32, u32)>,
+    /// The directory itself, if it exists: its owner and its mode; or why that is not known.
+    exists: Result<Option<(u32, u32)>, String>,
     /// Who runs this program.
     user: u32,
     free: Result<u64, String>,
@@ -40,15 +40,20 @@ pub(super) async fn measure(patient: &Patient) -> Disk {
     let at = dir.clone();
     // A disk that hangs holds its thread, and nothing else.
     let looked = tokio::task::spawn_blocking(move || look(&at, within)).await;
-    let failed = |error: String| (None, Err(error.clone()), None, Err(error));
+    let failed = |error: String| (Err(error.clone()), Err(error.clone()), None, Err(error));
     let (exists, free, kind, syncs) = looked.unwrap_or_else(|error| failed(error.to_string()));
     Disk { dir, exists, user: nix::unistd::geteuid().as_raw(), free, kind, syncs, election_timeout }
 }
 
-type Looked = (Option<(u32, u32)>, Result<u64, String>, Option<&'static str>, Result<Vec<Duration>, String>);
+type Looked =
+    (Result<Option<(u32, u32)>, String>, Result<u64, String>, Option<&'static str>, Result<Vec<Duration>, String>);
 
 fn look(dir: &Path, within: Duration) -> Looked {
-    let exists = fs::metadata(dir).ok().map(|found| (found.uid(), found.mode() & 0o7777));
+    let exists = match fs::metadata(dir) {
+        Ok(found) => Ok(Some((found.uid(), found.mode() & 0o7777))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.to_string()),
+    };
     // Before the first start: where it will be made.
     let ground = dir.ancestors().find(|dir| dir.is_dir()).unwrap_or(Path::new("/"));
     let free = statvfs(ground)
@@ -85,25 +90,35 @@ fn sync_times(dir: &Path, within: Duration) -> io::Result<Vec<Duration>> {
 }
 
 pub(super) fn judge(disk: &Disk) -> Vec<Finding> {
-    vec![directory(disk), space(disk), file_system(disk), syncs(disk)]
+    let directory = directory(disk);
+    if disk.exists.is_err() {
+        // What was measured then is some directory above it, perhaps on another disk.
+        return vec![directory];
+    }
+    vec![directory, space(disk), file_system(disk), syncs(disk)]
 }
 
 fn directory(disk: &Disk) -> Finding {
     const CHECK: &str = "data directory";
     let dir = disk.dir.display();
-    match disk.exists {
-        None => Finding::ok(CHECK, format!("{dir} does not exist yet: the first start makes it")),
-        Some((owner, _)) if owner != disk.user => Finding::warning(
+    match &disk.exists {
+        Err(error) => Finding::problem(
+            CHECK,
+            format!("{dir} cannot be looked at: {error}"),
+            "run this as the user that runs the gateway; that user must be able to enter every directory on the way",
+        ),
+        Ok(None) => Finding::ok(CHECK, format!("{dir} does not exist yet: the first start makes it")),
+        Ok(Some((owner, _))) if *owner != disk.user => Finding::warning(
             CHECK,
             format!("{dir} belongs to user {owner}, and this is user {}", disk.user),
             "run the gateway and its commands as the user that owns it",
         ),
-        Some((_, mode)) if mode & 0o077 != 0 => Finding::warning(
+        Ok(Some((_, mode))) if mode & 0o077 != 0 => Finding::warning(
             CHECK,
             format!("{dir} has mode {mode:04o}: others may read the conversations in it"),
             format!("chmod 700 {dir}"),
         ),
-        Some((_, mode)) => Finding::ok(CHECK, format!("{dir}, mode {mode:04o}")),
+        Ok(Some((_, mode))) => Finding::ok(CHECK, format!("{dir}, mode {mode:04o}")),
     }
 }
 
@@ -188,7 +203,7 @@ mod tests {
     fn disk() -> Disk {
         Disk {
             dir: "/data/node-1".into(),
-            exists: Some((1000, 0o700)),
+            exists: Ok(Some((1000, 0o700))),
             user: 1000,
             free: Ok(20 * LITTLE),
             kind: None,
@@ -204,18 +219,29 @@ mod tests {
     #[test]
     fn a_sound_disk_is_right_also_before_the_first_start() {
         assert_eq!(levels(&disk()), [Level::Ok; 4]);
-        assert_eq!(levels(&Disk { exists: None, ..disk() }), [Level::Ok; 4]);
+        assert_eq!(levels(&Disk { exists: Ok(None), ..disk() }), [Level::Ok; 4]);
     }
 
     #[test]
     fn what_is_wrong_with_the_directory_is_told() {
-        assert_eq!(levels(&Disk { exists: Some((0, 0o700)), ..disk() })[0], Level::Warning);
-        assert_eq!(levels(&Disk { exists: Some((1000, 0o755)), ..disk() })[0], Level::Warning);
+        assert_eq!(levels(&Disk { exists: Ok(Some((0, 0o700))), ..disk() })[0], Level::Warning);
+        assert_eq!(levels(&Disk { exists: Ok(Some((1000, 0o755))), ..disk() })[0], Level::Warning);
         assert_eq!(levels(&Disk { free: Ok(LITTLE - 1), ..disk() })[1], Level::Warning);
         assert_eq!(levels(&Disk { free: Ok(TOO_LITTLE - 1), ..disk() })[1], Level::Problem);
         for kind in ["NFS", "tmpfs", "overlayfs"] {
             assert_eq!(levels(&Disk { kind: Some(kind), ..disk() })[2], Level::Warning, "{kind}");
         }
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_looked_at_is_not_one_that_does_not_exist() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let (exists, ..) = look(&file.path().join("node-1"), Duration::ZERO);
+        let found = judge(&Disk { exists, ..disk() });
+        assert_eq!(found.len(), 1, "the disk above it says nothing: {found:?}");
+        assert_eq!((found[0].check, found[0].level), ("data directory", Level::Problem));
+        let home = tempfile::tempdir().unwrap();
+        assert_eq!(look(&home.path().join("data/node-1"), Duration::ZERO).0, Ok(None));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use openclaw_proto::http::{Cluster, HealthStatus, MemberRole};
+use openclaw_proto::http::{Cluster, Health, HealthCondition, HealthStatus, MemberRole};
 
 use super::{Finding, Level, Patient};
 use crate::cli::client::Asked;
@@ -11,16 +11,16 @@ use crate::cli::client::Asked;
 const LAG: u64 = 10_000;
 
 /// What the instance says of its health; nothing when it does not answer.
-pub(super) async fn measure(patient: &Patient) -> Option<HealthStatus> {
+pub(super) async fn measure(patient: &Patient) -> Option<Health> {
     patient.cluster.as_ref()?;
-    Some(patient.client.as_ref()?.health(Asked::Ready).await.ok()?.status)
+    patient.client.as_ref()?.health(Asked::Ready).await.ok()
 }
 
-pub(super) fn judge(cluster: Option<&Cluster>, health: Option<HealthStatus>) -> Vec<Finding> {
+pub(super) fn judge(cluster: Option<&Cluster>, health: Option<Health>) -> Vec<Finding> {
     let Some(cluster) = cluster else {
         return vec![Finding::skipped("quorum", "the instance on this machine does not answer")];
     };
-    let mut findings = vec![quorum(cluster, health), voters(cluster)];
+    let mut findings = vec![quorum(cluster, health.as_ref()), voters(cluster)];
     for member in &cluster.members {
         let id = &member.instance_id;
         if !member.live {
@@ -52,16 +52,40 @@ pub(super) fn judge(cluster: Option<&Cluster>, health: Option<HealthStatus>) -> 
     findings
 }
 
-fn quorum(cluster: &Cluster, health: Option<HealthStatus>) -> Finding {
+fn quorum(cluster: &Cluster, health: Option<&Health>) -> Finding {
     const CHECK: &str = "quorum";
-    // Who led last is still named by an instance that hears of nobody any more; its health knows better.
-    match cluster.leader.as_ref().filter(|_| health != Some(HealthStatus::NoQuorum)) {
-        Some(leader) => Finding::ok(CHECK, format!("{leader} leads in term {}", cluster.term)),
+    let own = &cluster.instance_id;
+    // Who led last is still named by an instance that hears of nobody any more; its health knows better. Its status is one
+    // word, in which draining and maintenance stand before a quorum; the reasons are all of them.
+    let Some(health) = health else {
+        return Finding::skipped(CHECK, format!("{own} did not say how it is"));
+    };
+    let is = |status, condition| {
+        let mut reasons = health.detail.iter().flat_map(|detail| &detail.reasons);
+        health.status == status || reasons.any(|reason| reason.condition == condition)
+    };
+    if is(HealthStatus::ConsensusStopped, HealthCondition::ConsensusStopped) {
+        return Finding::problem(
+            CHECK,
+            format!("{own} takes part no more: its consensus has stopped"),
+            "its log says why; start its process again",
+        );
+    }
+    let leader = cluster.leader.as_ref().filter(|_| !is(HealthStatus::NoQuorum, HealthCondition::NoQuorum));
+    match leader {
         None => Finding::problem(
             CHECK,
-            format!("{} hears of no leader with a majority: nothing can be written", cluster.instance_id),
-            "start the instances that are down; if most of them are lost for good, restore a backup (`openclaw cluster restore`)",
+            format!("{own} hears of no leader with a majority: nothing can be written"),
+            "start the instances that are down; if most are lost for good, stop this one and take a backup of its disk \
+             first (`openclaw cluster backup FILE --offline`), then follow deploy/RECOVERY.md",
         ),
+        Some(_)
+            if health.detail.is_none()
+                && matches!(health.status, HealthStatus::Draining | HealthStatus::Maintenance) =>
+        {
+            Finding::skipped(CHECK, format!("{own} takes no new work, and tells more only to who has the token"))
+        }
+        Some(leader) => Finding::ok(CHECK, format!("{leader} leads in term {}", cluster.term)),
     }
 }
 
@@ -101,8 +125,24 @@ fn versions(cluster: &Cluster) -> Option<Finding> {
 
 #[cfg(test)]
 mod tests {
+    use openclaw_proto::http::{HealthDetail, HealthReason};
+
     use super::*;
     use crate::cli::cluster::tests::example;
+
+    fn health(status: HealthStatus, reason: Option<HealthCondition>) -> Health {
+        let detail = reason.map(|condition| HealthDetail {
+            instance_id: "node-2".into(),
+            version: "0.1.0".into(),
+            uptime_ms: 1,
+            leader: Some("node-1".into()),
+            term: 3,
+            applied_index: 1200,
+            running_turns: 0,
+            reasons: vec![HealthReason { condition, account: None, message: String::new() }],
+        });
+        Health { ok: status == HealthStatus::Ready, status, detail }
+    }
 
     fn found(change: impl FnOnce(&mut Cluster)) -> Vec<(&'static str, Level)> {
         let mut cluster = example();
@@ -110,7 +150,7 @@ mod tests {
             (member.live, member.version) = (true, Some("0.1.0".into()));
         }
         change(&mut cluster);
-        judge(Some(&cluster), Some(HealthStatus::Ready))
+        judge(Some(&cluster), Some(health(HealthStatus::Ready, None)))
             .into_iter()
             .map(|finding| (finding.check, finding.level))
             .collect()
@@ -120,7 +160,21 @@ mod tests {
     fn a_whole_cluster_is_right() {
         assert_eq!(found(|_| {}), [("quorum", Level::Ok), ("voters", Level::Ok), ("members", Level::Ok)]);
         assert_eq!(judge(None, None)[0].level, Level::Skipped);
-        assert_eq!(judge(Some(&example()), Some(HealthStatus::NoQuorum))[0].level, Level::Problem);
+    }
+
+    #[test]
+    fn a_quorum_is_what_status_and_reasons_say_together() {
+        let quorum = |status, reason| judge(Some(&example()), Some(health(status, reason)))[0].level;
+        let no_quorum = Some(HealthCondition::NoQuorum);
+        assert_eq!(quorum(HealthStatus::NoQuorum, no_quorum), Level::Problem);
+        assert_eq!(quorum(HealthStatus::Draining, no_quorum), Level::Problem);
+        assert_eq!(quorum(HealthStatus::Maintenance, no_quorum), Level::Problem);
+        assert_eq!(quorum(HealthStatus::ConsensusStopped, Some(HealthCondition::ConsensusStopped)), Level::Problem);
+        assert_eq!(quorum(HealthStatus::Maintenance, Some(HealthCondition::Maintenance)), Level::Ok);
+        // Who has no token hears the word alone.
+        assert_eq!(quorum(HealthStatus::NoQuorum, None), Level::Problem);
+        assert_eq!(quorum(HealthStatus::Maintenance, None), Level::Skipped);
+        assert_eq!(judge(Some(&example()), None)[0].level, Level::Skipped);
     }
 
     #[test]

@@ -14,7 +14,7 @@ pub(super) struct Machine {
     /// Of this shell, which need not be the gateway's.
     files: Result<u64, String>,
     max_connections: u64,
-    /// The instance answers, so its ports are its own.
+    /// The instance runs, so its ports are its own.
     running: bool,
     ports: Vec<Port>,
 }
@@ -27,7 +27,7 @@ struct Port {
 }
 
 pub(super) fn measure(patient: &Patient) -> Machine {
-    let running = patient.cluster.is_some();
+    let running = patient.running;
     let listen = patient.config.gateway.listen().into_iter().map(|address| ("gateway.port", address));
     let wanted = listen.chain([("cluster.peer.listen", patient.config.cluster.peer.listen)]);
     let ports = wanted
@@ -78,7 +78,7 @@ fn judge_port(port: &Port, running: bool) -> Finding {
             CHECK,
             format!("{setting}: {address} is in use, and the instance does not answer"),
             format!(
-                "another process listens there (ss -ltnp 'sport = :{}'): stop it, or use another port",
+                "see who listens there (ss -ltnp 'sport = :{}'): stop what is not the gateway, or use another port",
                 address.port()
             ),
         ),

@@ -122,7 +122,9 @@ struct Patient {
     instance: InstanceId,
     /// The instance's own directory.
     home: PathBuf,
-    /// What the instance on this machine says of its cluster; none: it does not answer.
+    /// The instance on this machine runs, though it may not answer.
+    running: bool,
+    /// What it says of its cluster; none: it does not answer.
     cluster: Option<http::Cluster>,
     client: Option<Client>,
     token: Option<String>,
@@ -171,16 +173,19 @@ async fn examine(arguments: &Doctor) -> (Vec<Finding>, Option<Patient>) {
         }
     };
     let token = target.token.clone();
+    // A socket is a target only if it took a connection.
+    let accepted = target.places.iter().any(|place| matches!(place, Place::Socket(_)));
     let client = Client::to(target, timeout).ok();
     let asked = match &client {
         Some(client) => super::cluster::fetch(client).await,
         None => Err(Failure::failed("no HTTP client can be made here")),
     };
-    let (finding, cluster) = setup::answer(&instance, asked);
+    let running = setup::runs(accepted, &asked);
+    let (finding, cluster) = setup::answer(&instance, running, asked);
     findings.push(finding);
     let files = [("--config", arguments.config.clone()), ("--token-file", arguments.token_file.clone())];
     let home = config.storage.data_dir.join(instance.as_str());
-    (findings, Some(Patient { instance, home, cluster, client, token, files, timeout, config }))
+    (findings, Some(Patient { instance, home, running, cluster, client, token, files, timeout, config }))
 }
 
 async fn treat(patient: &Patient, balancer: Option<Place>) -> Vec<Finding> {

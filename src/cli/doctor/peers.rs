@@ -35,7 +35,7 @@ struct Peer {
 pub(super) async fn measure(patient: &Patient) -> Peers {
     let cluster = patient.cluster.as_ref().map(|cluster| cluster.cluster_id.clone());
     let cluster = cluster.or_else(|| patient.config.cluster.id.as_ref().map(ToString::to_string));
-    let running = patient.cluster.is_some();
+    let running = patient.running;
     let id = cluster.as_deref().and_then(|id| ClusterId::parse(id).ok());
     let peer = &patient.config.cluster.peer;
     let security = match (&peer.tls, &peer.secret) {

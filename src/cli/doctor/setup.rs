@@ -72,8 +72,21 @@ fn judge_settings(config: &Config) -> Vec<Finding> {
     findings
 }
 
+/// Whether an instance runs on this machine, whatever it answers: it does if its admin socket took the connection (which it
+/// does also of a process that is frozen), and if it refused in a gateway's words.
+pub(super) fn runs(accepted: bool, asked: &Result<http::Cluster, Failure>) -> bool {
+    match asked {
+        Ok(_) => true,
+        Err(failure) => accepted || failure.code.is_some(),
+    }
+}
+
 /// What came of asking the instance on this machine.
-pub(super) fn answer(instance: &InstanceId, asked: Result<http::Cluster, Failure>) -> (Finding, Option<http::Cluster>) {
+pub(super) fn answer(
+    instance: &InstanceId,
+    running: bool,
+    asked: Result<http::Cluster, Failure>,
+) -> (Finding, Option<http::Cluster>) {
     const CHECK: &str = "instance";
     match asked {
         Ok(cluster) if cluster.instance_id == instance.as_str() => {
@@ -86,6 +99,14 @@ pub(super) fn answer(instance: &InstanceId, asked: Result<http::Cluster, Failure
                 "name the instance that is meant with --instance-id",
             );
             (finding, Some(cluster))
+        }
+        Err(failure) if failure.exit() == Exit::Unreachable && running => {
+            let finding = Finding::problem(
+                CHECK,
+                format!("{instance} runs: it accepts connections and does not answer: {}", failure.message),
+                "look at its log, and whether its process is stopped or its disk hangs; if it stays so, restart it",
+            );
+            (finding, None)
         }
         Err(failure) if failure.exit() == Exit::Unreachable => {
             (Finding::skipped(CHECK, format!("{instance} does not run here: {}", failure.message)), None)
@@ -165,6 +186,8 @@ pub(super) fn judge_files(files: &[SecretFile]) -> Vec<Finding> {
 
 #[cfg(test)]
 mod tests {
+    use openclaw_proto::http::ErrorCode;
+
     use super::super::Level;
     use super::*;
 
@@ -193,11 +216,17 @@ mod tests {
     }
 
     #[test]
-    fn no_instance_is_no_problem_and_a_wrong_token_is() {
+    fn no_instance_is_no_problem_and_one_that_is_silent_or_refuses_is() {
         let id = InstanceId::parse("node-1").unwrap();
-        let level = |failure| answer(&id, Err(failure)).0.level;
-        assert_eq!(level(Failure::new(Exit::Unreachable, "refused")), Level::Skipped);
-        assert_eq!(level(Failure::new(Exit::Refused, "the token is wrong")), Level::Problem);
+        let found = |accepted, failure| {
+            let asked = Err(failure);
+            let running = runs(accepted, &asked);
+            (running, answer(&id, running, asked).0.level)
+        };
+        assert_eq!(found(false, Failure::new(Exit::Unreachable, "refused")), (false, Level::Skipped));
+        assert_eq!(found(true, Failure::new(Exit::Unreachable, "no answer within 10 s")), (true, Level::Problem));
+        let refused = Failure::answered(ErrorCode::Unauthorized, "the token is wrong", None);
+        assert_eq!(found(false, refused), (true, Level::Problem));
     }
 
     #[test]
