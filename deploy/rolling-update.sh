@@ -88,10 +88,23 @@ if [ "$via" = compose ]; then
   beside() { timeout "$2" docker exec "$1" openclaw "${@:3}"; }
   # Brings the new release to where the instance will find it, and changes nothing yet.
   fetch() { timeout "$work" "${compose[@]}" pull "$1"; }
+  # The image that the compose file and .env name now, whatever the container was started from. Every version of compose writes
+  # the same shape: services, below it their names, below each its keys.
+  wanted() {
+    timeout "$answer" "${compose[@]}" config | awk -v service="$1:" '
+      /^[^ ]/ { services = ($1 == "services:"); next }
+      !services { next }
+      { match($0, /^ */); depth = RLENGTH; gsub(/["\047]/, "") }
+      !names { names = depth }
+      depth == names { own = ($1 == service); keys = 0; next }
+      own && !keys { keys = depth }
+      own && depth == keys && $1 == "image:" { print $2 }
+    '
+  }
   # Whether the instance runs the release that is there already.
   current() {
     local image running latest
-    image="$(timeout "$answer" docker inspect --format '{{.Config.Image}}' "$1")" || return 1
+    image="$(wanted "$1")" && [ -n "$image" ] || return 1
     running="$(timeout "$answer" docker inspect --format '{{.Image}}' "$1")" || return 1
     latest="$(timeout "$answer" docker image inspect --format '{{.Id}}' "$image")" || return 1
     [ -n "$latest" ] && [ "$running" = "$latest" ]

@@ -85,6 +85,11 @@ type Heads = Receiver<String>;
 /// Reads each request, tells its head, and answers `answer`; without one it closes the connection, as a process that is
 /// killed does.
 fn instance(answer: Option<&'static str>) -> (SocketAddr, Heads) {
+    instance_after(Duration::ZERO, answer)
+}
+
+/// The same, after it has worked on the request for some time.
+fn instance_after(work: Duration, answer: Option<&'static str>) -> (SocketAddr, Heads) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let (heads, seen) = channel();
@@ -101,6 +106,7 @@ fn instance(answer: Option<&'static str>) -> (SocketAddr, Heads) {
             if heads.send(head).is_err() {
                 return;
             }
+            std::thread::sleep(work);
             if let Some(answer) = answer {
                 (&stream).write_all(answer.as_bytes()).unwrap();
             }
@@ -146,6 +152,40 @@ fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
         let (found, value) = line.split_once(": ")?;
         found.eq_ignore_ascii_case(name).then_some(value)
     })
+}
+
+/// The seconds of a directive that stands once in the file.
+fn seconds(file: &str, directive: &str) -> Duration {
+    let mut values = file.lines().filter_map(|line| line.trim().strip_prefix(directive)?.trim().strip_suffix("s;"));
+    let value = values.next().unwrap().parse().unwrap();
+    assert_eq!(values.next(), None, "{directive}");
+    Duration::from_secs(value)
+}
+
+#[test]
+fn a_chat_whose_instance_dies_after_a_long_wait_is_answered_by_another() {
+    const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}";
+    let file = published("openclaw.conf");
+    // As long as a chat may take, and not so long that a second instance is waited for in vain after one that hangs.
+    let limit = seconds(&file, "proxy_next_upstream_timeout ");
+    assert!(limit > openclaw_config::gateway::Limits::default().chat_request, "{limit:?}");
+    assert!(limit < seconds(&file, "proxy_read_timeout "), "{limit:?}");
+
+    // It counts from the request's beginning: with a shorter one there is no other try, with the published one there is.
+    let shorter =
+        file.replace(&format!("proxy_next_upstream_timeout {}s;", limit.as_secs()), "proxy_next_upstream_timeout 1s;");
+    assert_ne!(shorter, file);
+    for (file, status) in [(shorter, "502"), (file, "200")] {
+        let Some(mut nginx) = nginx() else { return };
+        let (dies, dies_saw) = instance_after(Duration::from_millis(1500), None);
+        let (healthy, _healthy_saw) = instance(Some(OK));
+        let (dir, address) = (tempfile::tempdir().unwrap(), free());
+        let http = addressed(&file, ("listen 80;", address), [dies, healthy, healthy]);
+        let _running = Running(nginx.arg("-c").arg(write_config(dir.path(), &http, "")).spawn().unwrap());
+        let answer = post(address, "/api/v1/chat", "");
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{answer}");
+        dies_saw.recv_timeout(DEADLINE).unwrap();
+    }
 }
 
 #[test]

@@ -104,10 +104,21 @@ async fn the_guides_own_nginx_files_serve_as_they_stand() -> Result<()> {
 
 /// The published file, with other addresses.
 fn haproxy_file(directory: &Path, bind: SocketAddr, instances: [SocketAddr; 3]) -> Result<std::path::PathBuf> {
-    let text = published("haproxy.cfg")?;
+    haproxy_file_of(&published("haproxy.cfg")?, directory, bind, instances)
+}
+
+fn haproxy_file_of(
+    text: &str,
+    directory: &Path,
+    bind: SocketAddr,
+    instances: [SocketAddr; 3],
+) -> Result<std::path::PathBuf> {
     ensure!(text.contains("bind :3000"), "no \"bind :3000\" in the file");
-    // `server openclaw-1 openclaw-1:3000`: the name stays.
-    let text = addressed(&text, instances)?.replace("bind :3000", &format!("bind {bind}"));
+    // `server openclaw-1 openclaw-1:3000`: the name stays. The address is that of a name which the hosts file has, and DNS
+    // need not have.
+    let text = addressed(text, instances)?
+        .replace(" 127.0.0.1:", " ipv4@localhost:")
+        .replace("bind :3000", &format!("bind {bind}"));
     let file = directory.join("haproxy.cfg");
     std::fs::write(&file, text)?;
     Ok(file)
@@ -120,6 +131,36 @@ fn haproxy_accepts_its_file_without_a_warning() -> Result<()> {
     }
     let directory = tempfile::tempdir()?;
     let file = haproxy_file(directory.path(), free()?, [free()?, free()?, free()?])?;
+    let said = run(command("haproxy").args(["-c", "-V", "-f"]).arg(file))?;
+    ensure!(!said.to_lowercase().contains("warning"), "{said}");
+    Ok(())
+}
+
+/// HAProxy's own resolver takes a server down whose name DNS does not know, half a minute later: a hosts file would not do.
+#[test]
+fn haproxy_takes_names_as_the_machine_does_and_asks_dns_only_where_that_is_taken_in() -> Result<()> {
+    let file = published("haproxy.cfg")?;
+    let active = |line: &&str| !line.trim_start().starts_with('#');
+    ensure!(!file.lines().filter(active).any(|line| line.contains("resolvers")), "it asks DNS");
+    if !installed("haproxy") {
+        return Ok(());
+    }
+    // As the comment says: three lines taken in, and one in place of another.
+    let lines = file.lines().filter(|line| !line.starts_with("    default-server "));
+    let text: String = lines
+        .map(|line| {
+            let taken_in = ["#resolvers ", "#    parse-resolv-conf", "#    hold ", "    #default-server "];
+            let line = if taken_in.iter().any(|start| line.starts_with(start)) {
+                line.replacen('#', "", 1)
+            } else {
+                line.to_owned()
+            };
+            line + "\n"
+        })
+        .collect();
+    ensure!(text.lines().filter(active).filter(|line| line.contains("resolvers system")).count() == 2, "{text}");
+    let directory = tempfile::tempdir()?;
+    let file = haproxy_file_of(&text, directory.path(), free()?, [free()?, free()?, free()?])?;
     let said = run(command("haproxy").args(["-c", "-V", "-f"]).arg(file))?;
     ensure!(!said.to_lowercase().contains("warning"), "{said}");
     Ok(())

@@ -16,6 +16,8 @@ use crate::{
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 const DATA: &str = "/data/openclaw";
+/// Files and connections that an instance may have open besides its clients'; so many does `openclaw doctor` want too.
+const BESIDE_CONNECTIONS: u64 = 1024;
 
 /// `90s` or `2m`.
 fn duration(value: &Value) -> Result<Duration> {
@@ -85,7 +87,8 @@ fn every_instance_of_the_compose_file_is_a_member_of_the_same_cluster() -> Resul
         let own = config.cluster.peer_address().context("its own address")?.to_string();
         ensure!(own == format!("{name}:3100"), "{own}");
         let files = service["ulimits"]["nofile"].as_u64().context("a limit of open files")?;
-        ensure!(files >= config.gateway.limits.max_connections.into(), "{files} open files are fewer than connections");
+        let wanted = u64::from(config.gateway.limits.max_connections) + BESIDE_CONNECTIONS;
+        ensure!(files >= wanted, "{files} open files do not do for {wanted}");
         lists.insert(config.cluster.bootstrap.iter().map(Member::to_string).collect::<Vec<_>>());
     }
     ensure!(lists.len() == 1 && lists.iter().all(|list| list.len() == 3), "{lists:?}");
@@ -108,6 +111,8 @@ fn a_container_that_is_replaced_is_found_again_by_nginx() -> Result<()> {
         ensure!(address.starts_with(network) && seen.insert(address), "{name}: {address}");
         ensure!(name == "nginx" || hosts.contains(format!("{name}:{address}").as_str()), "{name}: {hosts:?}");
     }
+    let check = text(&nginx["healthcheck"]["test"][5])?;
+    ensure!(check.ends_with("/api/v1/health/ready"), "{check} says more than whether anybody serves");
     // What is mounted is there, and speaks of the same names.
     for (service, name) in [("nginx", "nginx/openclaw.conf"), ("openclaw-1", "openclaw.json5")] {
         let volumes = compose["services"][service]["volumes"].as_array().context("volumes")?;

@@ -4,6 +4,7 @@
 //! Docker does to containers: `up -d` leaves alone what is current, else sends SIGTERM, waits for the end as long as the grace
 //! period, kills, and starts anew. `docker exec` runs the built binary with the instance's settings.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -17,12 +18,15 @@ use tokio::task::JoinHandle;
 
 use crate::OPENCLAW;
 
+const LATEST: &str = "openclaw/gateway:latest";
+
 /// What becomes of instances while scripts are at work.
 pub(crate) struct Docker {
     cluster: Cluster,
     grace: Duration,
-    /// The image that was pulled last, and each instance's own.
-    latest: u32,
+    /// What each tag means, the one that the compose file names now, and each instance's own image.
+    tags: BTreeMap<String, u32>,
+    wanted: String,
     images: Vec<u32>,
     /// The instance whose next replacement fails.
     pub(crate) fails: Option<usize>,
@@ -46,7 +50,8 @@ impl Docker {
         Self {
             cluster,
             grace,
-            latest: 1,
+            tags: BTreeMap::from([(LATEST.to_owned(), 1)]),
+            wanted: LATEST.to_owned(),
             images,
             fails: None,
             replaced: Vec::new(),
@@ -57,7 +62,19 @@ impl Docker {
 
     /// There is something new to pull.
     pub(crate) fn publish(&mut self) {
-        self.latest += 1;
+        let newest = self.tags.values().max().copied().unwrap_or_default() + 1;
+        self.tags.insert(self.wanted.clone(), newest);
+    }
+
+    /// The compose file, or its `.env`, names another tag, which is published; the one before means what it did.
+    pub(crate) fn publish_as(&mut self, tag: &str) {
+        self.wanted = tag.to_owned();
+        self.publish();
+    }
+
+    /// The image that a container is started from now.
+    fn latest(&self) -> Result<u32> {
+        self.tags.get(&self.wanted).copied().with_context(|| format!("no such image: {}", self.wanted))
     }
 
     pub(crate) fn pids(&self) -> Vec<Option<u32>> {
@@ -107,8 +124,13 @@ impl Docker {
 
     async fn obey(&mut self, question: &str) -> Result<String> {
         let (verb, name) = question.split_once(' ').context("a verb and a name")?;
-        if verb == "latest" {
-            return Ok(format!("sha256:{}", self.latest));
+        match verb {
+            "tag" => {
+                let image = self.tags.get(name).with_context(|| format!("no such image: {name}"))?;
+                return Ok(format!("sha256:{image}"));
+            }
+            "config" => return Ok(self.wanted.clone()),
+            _ => {}
         }
         let number: usize = name.strip_prefix("openclaw-").and_then(|n| n.parse().ok()).context("no such service")?;
         let index = number - 1;
@@ -125,7 +147,7 @@ impl Docker {
             "recreate" => self.replace(index).await,
             "up" => {
                 let running = self.cluster.instance(index).process.is_running()?;
-                if running && self.images[index] == self.latest {
+                if running && self.images[index] == self.latest()? {
                     return Ok(format!("Container {name}  Running"));
                 }
                 self.replace(index).await
@@ -150,7 +172,7 @@ impl Docker {
             self.longest_stop = self.longest_stop.max(began.elapsed());
         }
         self.cluster.start_one(index)?;
-        self.images[index] = self.latest;
+        self.images[index] = self.latest()?;
         self.replaced.push(index);
         Ok(format!("Container openclaw-{}  Started", index + 1))
     }
@@ -195,9 +217,21 @@ case "$*" in
   "compose up -d openclaw-"? | "compose up -d --no-deps openclaw-"?) ask up "${{@: -1}}" ;;
   "compose up -d --no-deps --force-recreate openclaw-"?) ask recreate "${{@: -1}}" ;;
   "compose logs --tail "*" openclaw-"?) ask logs "${{@: -1}}" ;;
-  "inspect --format {{{{.Config.Image}}}} openclaw-"?) echo openclaw/gateway:latest ;;
+  "compose config")
+    image="$(ask config -)" || exit 1
+    # As compose writes it. Nginx's image, a variable and a label are not the wanted one.
+    echo "name: deploy"
+    echo "services:"
+    echo "  nginx:"
+    echo "    image: nginx:alpine"
+    for n in 1 2 3; do
+      printf '  openclaw-%s:\n    environment:\n      image: none\n    image: %s\n' "$n" "$image"
+      printf '    labels:\n      image: none\n    restart: unless-stopped\n'
+    done
+    printf 'volumes:\n  openclaw-1:\n    image: none\n'
+    ;;
   "inspect --format {{{{.Image}}}} openclaw-"?) ask image "${{@: -1}}" ;;
-  "image inspect --format {{{{.Id}}}} openclaw/gateway:latest") ask latest openclaw-1 ;;
+  "image inspect --format {{{{.Id}}}} "*) ask tag "${{@: -1}}" ;;
   *) echo "docker: this stand-in does not know: $*" >&2; exit 125 ;;
 esac
 "#

@@ -250,13 +250,23 @@ async fn our_script_replaces_every_instance_goes_on_where_it_stopped_and_leaves_
     all_in_service(&mut docker).await?;
     load.judge(docker.cluster()).await?;
 
+    // Another tag in `.env`: the one before is here still, and is what all of them were started from.
+    docker.publish_as("openclaw/gateway:0.2.0");
+    let running = docker.start(programs.path()).await?;
+    let output = script(&running, &update, &[]).await?;
+    ensure!(output.status.success() && !said(&output).contains("is current"));
+    let output = script(&running, &update, &["--no-pull"]).await?;
+    let mut docker = running.stop().await?;
+    ensure!(output.status.success() && said(&output).contains("openclaw-3 is current"));
+    ensure!(docker.replaced[7..] == [0, 1, 2], "{:?}", docker.replaced);
+
     docker.cluster().instance(0).process.kill()?;
     docker.cluster().instance(1).process.kill()?;
     let running = docker.start(programs.path()).await?;
     let output = script(&running, &update, &["--all"]).await?;
     let mut docker = running.stop().await?;
     ensure!(output.status.code() == Some(1) && said(&output).contains("more than one instance is not ready"));
-    ensure!(docker.replaced.len() == 7, "{:?}", docker.replaced);
+    ensure!(docker.replaced.len() == 10, "{:?}", docker.replaced);
     let alarms = docker.cluster().alarms()?;
     ensure!(alarms.is_empty(), "{alarms:#?}");
     Ok(())
