@@ -182,5 +182,12 @@ fn rerun(command: &str, openclaw: &Path, common: &Common, arguments: &str) -> St
     if let Some(shape) = common.shape {
         place.push_str(&format!("--shape {shape} "));
     }
-    format!("cargo jepsen {command} --openclaw {} {place}{arguments}", openclaw.display())
+    format!("cargo jepsen {command} --openclaw {} {place}{arguments}", quoted(openclaw))
+}
+
+/// A path as a shell reads it.
+fn quoted(path: &Path) -> String {
+    let path = path.display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:,@".contains(c);
+    if !path.is_empty() && path.chars().all(plain) { path } else { format!("'{}'", path.replace('\'', r"'\''")) }
 }

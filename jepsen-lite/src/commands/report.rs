@@ -31,6 +31,9 @@ pub struct Options {
     /// Where the page over several runs goes; default: into the folder of folders, if one was named alone
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Of all together, where it is known better than from the worst of them.
+    #[arg(skip)]
+    outcome: Option<Outcome>,
 }
 
 #[derive(Debug, Serialize)]
@@ -93,18 +96,19 @@ pub fn run(options: &Options) -> Result<Report> {
     let alone = || runs.first().map(|(directory, _)| directory.join(PAGE)).filter(|_| runs.len() == 1);
     let page = out.or_else(alone);
     let missing = (!unreadable.is_empty()).then_some(Outcome::Inconclusive);
-    let outcome = worst(runs.iter().map(|(_, verdict)| verdict.outcome).chain(missing));
+    let outcome =
+        options.outcome.unwrap_or_else(|| worst(runs.iter().map(|(_, verdict)| verdict.outcome).chain(missing)));
     let rows = availability(runs.iter().flat_map(|(_, verdict)| &verdict.faults));
     let figures = figures(&runs, &rows, &unreadable, outcome, page.as_deref());
     Report::of(table(&figures)?, &figures, outcome)
 }
 
-/// The same for a folder of runs.
+/// The same for a folder of runs, of which all together `outcome` came.
 ///
 /// # Errors
 /// As [`run`].
-pub(super) fn over(directory: &Path) -> Result<Report> {
-    run(&Options { directories: vec![directory.to_owned()], json: false, out: None })
+pub(super) fn over(directory: &Path, outcome: Outcome) -> Result<Report> {
+    run(&Options { directories: vec![directory.to_owned()], json: false, out: None, outcome: Some(outcome) })
 }
 
 fn is_run(directory: &Path) -> bool {
@@ -323,7 +327,12 @@ mod tests {
     }
 
     fn report(directories: &[&Path], json: bool, out: Option<PathBuf>) -> Result<Report> {
-        run(&Options { directories: directories.iter().map(|path| (*path).to_owned()).collect(), json, out })
+        run(&Options {
+            directories: directories.iter().map(|path| (*path).to_owned()).collect(),
+            json,
+            out,
+            outcome: None,
+        })
     }
 
     #[test]

@@ -10,13 +10,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use clap::value_parser;
 use openclaw_config::session::DmScope;
 use openclaw_proto::http::{ChatRequest, Role};
 use openclaw_proto::ids::{IdempotencyKey, SessionKey};
 use serde::Serialize;
 use tokio::task::JoinSet;
 
-use super::{Common, READY, Report, SHOWN, rerun};
+use super::{Common, READY, Report, SHOWN, quoted, rerun};
 use crate::checkers::answers::Verdict;
 use crate::client::{Client, Failure, Protocol, Reader, Reply};
 use crate::cluster::{self, Cluster, Names};
@@ -32,9 +33,8 @@ const DELAY_MS: u64 = 100;
 const SAY_EVERY: Duration = Duration::from_millis(200);
 /// Time limit of a request, and of an answer.
 const REQUEST: Duration = Duration::from_secs(60);
-/// What the guide waits after `maintenance on`, and what its compose file gives a container to stop.
+/// What the guide waits after `maintenance on`.
 const GUIDE_SLEEPS: Duration = Duration::from_secs(10);
-const GUIDE_GRACE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(20);
 /// Of the load before the first instance is touched, and between two rounds.
 const BETWEEN: Duration = Duration::from_secs(2);
@@ -44,7 +44,7 @@ const BETWEEN: Duration = Duration::from_secs(2);
 pub enum Procedure {
     /// Maintenance, a stop that is waited for, a start, until it is ready: deploy/rolling-update.sh
     Ours,
-    /// Maintenance whatever it says, ten seconds, a stop within ten seconds, a start, until the balancer answers
+    /// Maintenance whatever it says, ten seconds, a stop (see --grace), a start, until the balancer answers
     Guide,
     /// kill -9, and a start once the balancer has served for two seconds
     Kill,
@@ -56,20 +56,24 @@ pub struct Options {
     pub common: Common,
     #[arg(long, value_enum, default_value_t = Procedure::Ours)]
     by: Procedure,
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 10, value_parser = value_parser!(u32).range(1..))]
     rounds: u32,
     /// Clients that ask and wait for the answer
-    #[arg(long, default_value_t = 120)]
+    #[arg(long, default_value_t = 120, value_parser = value_parser!(u32).range(1..))]
     plain: u32,
     /// Clients that read streams of ten seconds
-    #[arg(long, default_value_t = 60)]
+    #[arg(long, default_value_t = 60, value_parser = value_parser!(u32).range(1..))]
     streams: u32,
     /// Between two requests of a plain client, in milliseconds
     #[arg(long, default_value_t = 500)]
     pause_ms: u64,
-    /// Clients repeat what failed, with the same idempotency key
+    /// Plain clients repeat what failed, with the same idempotency key, for a minute
     #[arg(long)]
     retry: bool,
+    /// Seconds that the guide's procedure gives a container to stop before it is killed: 10 is Docker's own, 90 what
+    /// deploy/docker-compose.yml says
+    #[arg(long, default_value_t = 10, value_parser = value_parser!(u64).range(1..))]
+    grace: u64,
     /// Put Nginx in front, with this file inside of its http section
     #[arg(long, value_name = "FILE", group = "front")]
     nginx: Option<PathBuf>,
@@ -122,11 +126,16 @@ struct Met {
     broken: u64,
     restarted: u64,
     repeated: u64,
+    /// Requests that never were answered, however often they were repeated.
+    given_up: u64,
     #[serde(skip)]
     latencies: Vec<u32>,
     /// What was said by whom, in order, and whether it was acknowledged.
     #[serde(skip)]
     said: Vec<(SessionKey, Vec<(String, bool)>)>,
+    /// What no client may meet, whatever is done to the instances.
+    #[serde(skip)]
+    anomalies: Vec<String>,
     #[serde(skip)]
     examples: Vec<String>,
 }
@@ -139,6 +148,8 @@ impl Met {
         self.broken += other.broken;
         self.restarted += other.restarted;
         self.repeated += other.repeated;
+        self.given_up += other.given_up;
+        self.anomalies.extend(other.anomalies);
         self.latencies.extend(other.latencies);
         self.said.extend(other.said);
         self.examples.extend(other.examples);
@@ -149,6 +160,14 @@ impl Met {
         if self.examples.len() < SHOWN {
             self.examples.push(example);
         }
+    }
+
+    /// One client's work is over. A client that was never answered shows nothing.
+    fn end(&mut self, session: SessionKey, said: Vec<(String, bool)>) {
+        if !said.iter().any(|(_, acknowledged)| *acknowledged) {
+            self.anomalies.push(format!("{session}: none of {} requests was answered", said.len()));
+        }
+        self.said.push((session, said));
     }
 
     /// Requests that a client without a second try would have lost.
@@ -235,11 +254,12 @@ async fn ask(
             tokio::time::sleep(POLL).await;
         }
         done.fetch_add(1, Ordering::Relaxed);
+        met.given_up += u64::from(!acknowledged);
         met.latencies.push(micros(begin.elapsed()));
         said.push((message, acknowledged));
         tokio::time::sleep(pause).await;
     }
-    met.said.push((session, said));
+    met.end(session, said);
     Ok(met)
 }
 
@@ -276,7 +296,9 @@ async fn read(client: Client, n: u32, stop: Arc<AtomicBool>, done: Arc<AtomicU64
                 if answer.reconnects + answer.restarts > 0 {
                     met.note(format!("stream: {} reconnects, {} restarts", answer.reconnects, answer.restarts));
                 }
-                ensure!(answer.text.split_whitespace().eq(numbers.iter()), "an answer is not whole: {answer:?}");
+                if !answer.text.split_whitespace().eq(numbers.iter()) {
+                    met.anomalies.push(format!("{session}: an answer is not whole: {answer:?}"));
+                }
             }
             Err(why) => {
                 met.failed += 1;
@@ -284,9 +306,10 @@ async fn read(client: Client, n: u32, stop: Arc<AtomicBool>, done: Arc<AtomicU64
             }
         }
         done.fetch_add(1, Ordering::Relaxed);
+        met.given_up += u64::from(!acknowledged);
         said.push((message, acknowledged));
     }
-    met.said.push((session, said));
+    met.end(session, said);
     Ok(met)
 }
 
@@ -323,75 +346,121 @@ pub async fn run(options: Options) -> Result<Report> {
         .written("channels", platform.settings());
     let mut cluster = Cluster::start(start, READY).await?;
     let (front, front_name) = Front::start(&options, &cluster).await?;
+    let measured = measure(&mut cluster, &front, &platform, &openclaw, &options).await;
+    let mut measured = measured.inspect_err(|_| cluster.keep())?;
+    let alarms = cluster.alarms()?;
+    let passed = measured.passed(&options) && alarms.is_empty();
+    if !passed {
+        cluster.keep();
+    }
+    let latency = Summary::of_micros(&mut measured.plain.latencies);
+    let Measured { plain, streams, channel, anomalies, took } = &measured;
+    let procedure = match options.by {
+        Procedure::Ours => "ours",
+        Procedure::Guide => "guide",
+        Procedure::Kill => "kill",
+    };
+    let figures = Figures {
+        procedure,
+        front: front_name,
+        rounds: options.rounds,
+        replaced: took.len(),
+        plain,
+        streams,
+        channel,
+        latency,
+        replacement: Summary::of(took),
+        anomalies,
+        alarms: &alarms,
+        rerun: rerun("rolling", &openclaw, &options.common, &options.again(procedure)),
+    };
+    Report::new(text(&figures, passed), &figures, passed)
+}
+
+impl Options {
+    /// The flags of its own, for the command that does it again.
+    fn again(&self, procedure: &str) -> String {
+        let Self { rounds, plain, streams, pause_ms, grace, .. } = self;
+        let mut flags = format!(
+            "--by {procedure} --rounds {rounds} --plain {plain} --streams {streams} --pause-ms {pause_ms} --grace {grace}"
+        );
+        if self.retry {
+            flags.push_str(" --retry");
+        }
+        let fronts = [("--nginx", &self.nginx), ("--nginx-stream", &self.nginx_stream), ("--haproxy", &self.haproxy)];
+        for (flag, file) in fronts {
+            if let Some(file) = file {
+                flags.push_str(&format!(" {flag} {}", quoted(file)));
+            }
+        }
+        flags
+    }
+}
+
+/// What came of the rounds.
+struct Measured {
+    plain: Met,
+    streams: Met,
+    channel: Verdict,
+    anomalies: Vec<String>,
+    took: Vec<Duration>,
+}
+
+impl Measured {
+    fn passed(&self, options: &Options) -> bool {
+        let Self { plain, streams, .. } = self;
+        let unnoticed = match options.by {
+            // What a client notices of a kill is what the run is to count; who asks again is answered.
+            Procedure::Kill => !options.retry || plain.given_up == 0,
+            Procedure::Ours | Procedure::Guide => plain.noticed() + streams.noticed() + streams.restarted == 0,
+        };
+        unnoticed && self.anomalies.is_empty()
+    }
+}
+
+async fn measure(
+    cluster: &mut Cluster,
+    front: &Front,
+    platform: &Arc<Telegram>,
+    openclaw: &Path,
+    options: &Options,
+) -> Result<Measured> {
     platform.is_listened_to().await?;
     let talk = Talk::start(platform.clone(), SAY_EVERY);
-    let load = Load::start(&front, &options);
+    let load = Load::start(front, options);
     tokio::time::sleep(BETWEEN).await;
-    let mut took = Vec::new();
+    let (mut took, mut anomalies) = (Vec::new(), Vec::new());
     for round in 1..=options.rounds {
         for index in 0..cluster.len() {
             let begin = Instant::now();
-            replace(&mut cluster, index, &openclaw, &front, options.by)
-                .await
-                .with_context(|| format!("round {round}, instance {}", index + 1))?;
+            let which = format!("round {round}, instance {}", index + 1);
+            let replaced = replace(cluster, index, openclaw, front, options).await;
+            anomalies.extend(replaced.with_context(|| which.clone())?.map(|odd| format!("{which}: {odd}")));
             took.push(begin.elapsed());
         }
         eprintln!("round {round} of {}: {} requests so far", options.rounds, load.done.load(Ordering::Relaxed));
         tokio::time::sleep(BETWEEN).await;
     }
     cluster.wait_all_ready(READY).await?;
-    let (mut plain, streams) = load.stop().await?;
+    let (mut plain, mut streams) = load.stop().await?;
     let asked = talk.stop().await?;
     let clients = cluster.clients(Protocol::Http1, REQUEST);
-    let channel = judge_answers(&clients, &*platform, &asked, GIVE_UP).await?;
-    let mut anomalies = channel.anomalies.clone();
+    let channel = judge_answers(&clients, &**platform, &asked, GIVE_UP).await?;
+    anomalies.extend(channel.anomalies.iter().cloned());
+    anomalies.append(&mut plain.anomalies);
+    anomalies.append(&mut streams.anomalies);
+    let client = clients.first().context("a client")?;
     for (session, said) in plain.said.iter().chain(&streams.said) {
-        let client = clients.first().context("a client")?;
         anomalies.extend(judge(client, session, said).await?);
     }
-    let alarms = cluster.alarms()?;
-    // What a client notices of a kill is what the run is to count.
-    let unnoticed = options.by == Procedure::Kill || plain.noticed() + streams.noticed() + streams.restarted == 0;
-    let passed = anomalies.is_empty() && alarms.is_empty() && unnoticed;
-    if !passed {
-        cluster.keep();
-    }
-    let procedure = match options.by {
-        Procedure::Ours => "ours",
-        Procedure::Guide => "guide",
-        Procedure::Kill => "kill",
-    };
-    let latency = Summary::of_micros(&mut plain.latencies);
-    let figures = Figures {
-        procedure,
-        front: front_name,
-        rounds: options.rounds,
-        replaced: took.len(),
-        plain: &plain,
-        streams: &streams,
-        channel: &channel,
-        latency,
-        replacement: Summary::of(&took),
-        anomalies: &anomalies,
-        alarms: &alarms,
-        rerun: rerun(
-            "rolling",
-            &openclaw,
-            &options.common,
-            &format!(
-                "--by {procedure} --rounds {} --plain {} --streams {}",
-                options.rounds, options.plain, options.streams
-            ),
-        ),
-    };
-    Report::new(text(&figures, passed), &figures, passed)
+    Ok(Measured { plain, streams, channel, anomalies, took })
 }
 
 fn text(figures: &Figures<'_>, passed: bool) -> String {
     let Figures { plain, streams, channel, .. } = figures;
     let mut text = format!(
         "rolling: {} rounds over 3 instances by {}, in front: {}; {} replaced, each in {}\n\
-         plain requests: {} ok, {} failed, {} unknown, {} repeated; {}\n\
+         plain requests: {} ok, {} failed, {} unknown, {} repeated, {} given up; {}\n\
          streams of ten seconds: {} ok, {} failed, {} broken, {} begun again\n\
          messages to a bot: {}, {} answered exactly once, {} held; slowest answer {:.0} ms\n\
          lost or doubled: {}; alarms in logs: {}\n",
@@ -404,6 +473,7 @@ fn text(figures: &Figures<'_>, passed: bool) -> String {
         plain.failed,
         plain.unknown,
         plain.repeated,
+        plain.given_up,
         figures.latency,
         streams.ok,
         streams.failed + streams.unknown,
@@ -426,36 +496,54 @@ fn text(figures: &Figures<'_>, passed: bool) -> String {
 
 /// Each message once, in order, and none that was acknowledged missing.
 async fn judge(client: &Client, session: &SessionKey, said: &[(String, bool)]) -> Result<Vec<String>> {
-    if said.is_empty() {
-        return Ok(Vec::new());
-    }
-    let transcript = client.transcript(session).await?;
-    let held: Vec<&str> =
-        transcript.iter().filter(|entry| entry.role == Role::User).map(|entry| entry.text.as_str()).collect();
+    let transcript = if said.is_empty() { Vec::new() } else { client.transcript(session).await? };
+    let texts = |role| transcript.iter().filter(move |entry| entry.role == role).map(|entry| entry.text.as_str());
+    let held: Vec<&str> = texts(Role::User).collect();
+    let answers = texts(Role::Assistant).count();
+    Ok(compare(said, &held, answers).into_iter().map(|odd| format!("{session}: {odd}")).collect())
+}
+
+fn compare(said: &[(String, bool)], held: &[&str], answers: usize) -> Vec<String> {
     let mut anomalies = Vec::new();
     for (message, acknowledged) in said {
         match held.iter().filter(|text| *text == message).count() {
-            0 if *acknowledged => anomalies.push(format!("{session}: {message:?} is lost")),
+            0 if *acknowledged => anomalies.push(format!("{message:?} is lost")),
             0 | 1 => {}
-            times => anomalies.push(format!("{session}: {message:?} is there {times} times")),
+            times => anomalies.push(format!("{message:?} is there {times} times")),
         }
     }
-    let answers = transcript.iter().filter(|entry| entry.role == Role::Assistant).count();
-    if answers != held.len() {
-        anomalies.push(format!("{session}: {} messages and {answers} answers", held.len()));
+    let place = |text: &&str| said.iter().position(|(message, _)| message == text);
+    if let Some(strange) = held.iter().find(|text| place(text).is_none()) {
+        anomalies.push(format!("{strange:?} was never said"));
     }
-    Ok(anomalies)
+    if !held.iter().filter_map(place).is_sorted() {
+        anomalies.push(format!("not in the order in which it was said: {held:?}"));
+    }
+    if answers != held.len() {
+        anomalies.push(format!("{} messages and {answers} answers", held.len()));
+    }
+    anomalies
 }
 
-async fn replace(cluster: &mut Cluster, index: usize, openclaw: &Path, front: &Front, by: Procedure) -> Result<()> {
-    match by {
+/// Says what is odd of how the old process ended.
+async fn replace(
+    cluster: &mut Cluster,
+    index: usize,
+    openclaw: &Path,
+    front: &Front,
+    options: &Options,
+) -> Result<Option<String>> {
+    let mut odd = None;
+    match options.by {
         Procedure::Ours => {
             let (ended, said) = maintenance(cluster, index, openclaw).await?;
             ensure!(ended, "maintenance on: {said}");
             let process = &mut cluster.instance(index).process;
             process.terminate()?;
             let ended = process.wait_exit(READY).await?;
-            ensure!(ended.success(), "ended with {ended}: {}", process.log_tail());
+            if !ended.success() {
+                odd = Some(format!("ended with {ended}: {}", process.log_tail()));
+            }
             cluster.start_one(index)?;
             cluster.instance(index).wait_ready(READY).await?;
         }
@@ -467,7 +555,7 @@ async fn replace(cluster: &mut Cluster, index: usize, openclaw: &Path, front: &F
             tokio::time::sleep(GUIDE_SLEEPS).await;
             let process = &mut cluster.instance(index).process;
             process.terminate()?;
-            if process.wait_exit(GUIDE_GRACE).await.is_err() {
+            if process.wait_exit(Duration::from_secs(options.grace)).await.is_err() {
                 process.kill()?;
             }
             cluster.start_one(index)?;
@@ -485,7 +573,7 @@ async fn replace(cluster: &mut Cluster, index: usize, openclaw: &Path, front: &F
             cluster.instance(index).wait_ready(READY).await?;
         }
     }
-    Ok(())
+    Ok(odd)
 }
 
 /// Runs the command that scripts run, beside the instance.
@@ -499,5 +587,33 @@ async fn maintenance(cluster: &mut Cluster, index: usize, openclaw: &Path) -> Re
             Ok((output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned()))
         }
         Err(_) => bail!("openclaw maintenance on does not end"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_lost_doubled_reordered_or_not_answered_is_told() {
+        let said = [("a", true), ("b", false), ("c", true)].map(|(text, acknowledged)| (text.to_owned(), acknowledged));
+        let found = |held: &[&str], answers| compare(&said, held, answers).len();
+        assert_eq!(found(&["a", "b", "c"], 3), 0);
+        assert_eq!(found(&["a", "c"], 2), 0, "what was not acknowledged may be missing");
+        assert_eq!(found(&["a", "b"], 2), 1, "lost");
+        assert_eq!(found(&["a", "a", "c"], 3), 1, "doubled");
+        assert_eq!(found(&["c", "a"], 2), 1, "in another order");
+        assert_eq!(found(&["a", "x", "c"], 3), 1, "of nobody");
+        assert_eq!(found(&["a", "c"], 1), 1, "without an answer");
+    }
+
+    #[test]
+    fn a_client_that_is_never_answered_shows_nothing() {
+        let session = SessionKey::parse("plain-0").unwrap();
+        let mut met = Met::default();
+        met.end(session.clone(), vec![("a".into(), true), ("b".into(), false)]);
+        assert!(met.anomalies.is_empty());
+        met.end(session, vec![("a".into(), false)]);
+        assert_eq!(met.anomalies.len(), 1);
     }
 }

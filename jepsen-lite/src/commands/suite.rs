@@ -13,9 +13,9 @@ use rand::{Rng, SeedableRng};
 use super::{Common, Report, report, rerun, run};
 use crate::nemesis::Kind;
 use crate::nemesis::schedule::Schedule;
-use crate::report::word;
+use crate::report::{word, worst};
 use crate::run::plan::{LOOPBACK, NAMESPACES, Plan};
-use crate::run::verdict::Outcome;
+use crate::run::verdict::{Outcome, Verdict};
 use crate::run::{self as runs, Place};
 use crate::workloads::Workload;
 
@@ -57,8 +57,8 @@ pub struct Options {
     /// Begin no run after so many minutes; default: as the suite says
     #[arg(long)]
     minutes: Option<u64>,
-    /// Repeat a run that found something, once; the suite fails if it is found again, and tells of it in any case. For CI, where
-    /// the machine is shared: what is found once is for a person to look at
+    /// Repeat a run in which something came too late, once; if the repeat passes, that is told and no failure. For CI, where the
+    /// machine is shared. What must not be on any machine is never repeated
     #[arg(long)]
     confirm: bool,
     /// Draws the plans
@@ -69,7 +69,7 @@ pub struct Options {
 /// Runs them.
 ///
 /// # Errors
-/// When the harness itself fails in every run, or the page cannot be written.
+/// When no run came so far as to leave anything, or the page cannot be written.
 pub async fn run(options: Options) -> Result<Report> {
     let openclaw = options.common.openclaw()?;
     let directory = match options.common.directory()? {
@@ -79,64 +79,70 @@ pub async fn run(options: Options) -> Result<Report> {
     let (bound, most) = options.suite.bounds();
     let bound = options.minutes.map_or(bound, |minutes| Duration::from_secs(60 * minutes));
     let begin = Instant::now();
-    let (mut failures, mut unconfirmed): (Vec<String>, Vec<String>) = (Vec::new(), Vec::new());
-    let mut confirmed = false;
+    let (mut outcomes, mut notes) = (Vec::new(), Vec::new());
     for number in 0..most {
         if begin.elapsed() > bound {
             break;
         }
         let plan = plan(options.suite, options.seed, number, options.common.needs_namespaces(), run::possible);
         let name = format!("run-{:03}", number + 1);
-        let found = match one(&plan, &name, &openclaw, &directory, &options.common).await? {
-            Ok(outcome) => outcome == Outcome::Failed,
-            Err(error) => {
-                failures.push(format!("{name}: {error:#}"));
-                false
-            }
-        };
-        if found && options.confirm {
-            let again = format!("{name}-again");
-            match one(&plan, &again, &openclaw, &directory, &options.common).await? {
-                Ok(Outcome::Failed) => confirmed = true,
-                Ok(Outcome::Passed | Outcome::Inconclusive) | Err(_) => unconfirmed.push(name),
-            }
+        let first = one(&plan, &name, &openclaw, &directory, &options.common).await;
+        let mut second = None;
+        if options.confirm && first.as_ref().is_ok_and(Verdict::is_late_alone) {
+            second = Some(one(&plan, &format!("{name}-again"), &openclaw, &directory, &options.common).await);
         }
-    }
-    let mut report = report::over(&directory)?;
-    if !failures.is_empty() {
-        report.text.push_str(&format!("\n{}", failures.join("\n")));
-        if report.passed() {
-            report.outcome = Outcome::Inconclusive;
+        if let Err(error) = &first {
+            notes.push(format!("{name}: {error:#}"));
         }
+        let settled = settled(&first, second.as_ref());
+        if settled == Outcome::Passed && second.is_some() {
+            notes
+                .push(format!("{name}: NOT FOUND AGAIN, and to be looked at all the same, in {}", directory.display()));
+        }
+        outcomes.push(settled);
     }
-    if !unconfirmed.is_empty() && !confirmed {
-        report.text.push_str(&format!(
-            "\nNOT FOUND AGAIN, and to be looked at all the same: {} in {}",
-            unconfirmed.join(", "),
-            directory.display()
-        ));
-        report.outcome = if failures.is_empty() { Outcome::Passed } else { Outcome::Inconclusive };
+    let mut report = report::over(&directory, of_all(&outcomes))?;
+    for note in notes {
+        report.text.push_str(&format!("\n{note}"));
     }
     Ok(report)
 }
 
-/// Does one run, in a folder of its own, and writes its page. The inner error is of the harness in that run alone.
-async fn one(plan: &Plan, name: &str, openclaw: &Path, directory: &Path, common: &Common) -> Result<Result<Outcome>> {
+/// What a run and its repeat come to.
+fn settled(first: &Result<Verdict>, second: Option<&Result<Verdict>>) -> Outcome {
+    let outcome = |run: &Result<Verdict>| run.as_ref().map_or(Outcome::Inconclusive, |verdict| verdict.outcome);
+    match second.map(outcome) {
+        Some(Outcome::Passed) => Outcome::Passed,
+        // A repeat that proves nothing clears nothing.
+        Some(Outcome::Failed | Outcome::Inconclusive) | None => outcome(first),
+    }
+}
+
+/// Of a suite. One in which no run passed has shown nothing, which is what somebody must look at.
+fn of_all(outcomes: &[Outcome]) -> Outcome {
+    if outcomes.contains(&Outcome::Passed) { worst(outcomes.iter().copied()) } else { Outcome::Failed }
+}
+
+/// Does one run, in a folder of its own, and writes its page.
+///
+/// # Errors
+/// When the harness itself fails in that run.
+async fn one(plan: &Plan, name: &str, openclaw: &Path, directory: &Path, common: &Common) -> Result<Verdict> {
     eprintln!("{name}: seed {}, {} instances, {}", plan.schedule.seed, plan.schedule.instances, plan.environment);
-    let place = Place { openclaw: openclaw.to_owned(), directory: Some(make(directory, name)?) };
     let file = directory.join(name).join("plan.json");
     let again = rerun("replay", openclaw, common, &file.display().to_string());
-    match runs::execute(plan, &place, again).await {
-        Ok(done) => {
-            eprintln!("{name}: {}", word(done.verdict.outcome));
-            run::report(&done)?;
-            Ok(Ok(done.verdict.outcome))
-        }
-        Err(error) => {
-            eprintln!("{name}: inconclusive: {error:#}");
-            Ok(Err(error))
-        }
+    let doing = async {
+        let place = Place { openclaw: openclaw.to_owned(), directory: Some(make(directory, name)?) };
+        let done = runs::execute(plan, &place, again).await?;
+        run::report(&done)?;
+        Ok(done.verdict)
+    };
+    let verdict: Result<Verdict> = doing.await;
+    match &verdict {
+        Ok(verdict) => eprintln!("{name}: {}", word(verdict.outcome)),
+        Err(error) => eprintln!("{name}: inconclusive: {error:#}"),
     }
+    verdict
 }
 
 fn make(directory: &std::path::Path, name: &str) -> Result<PathBuf> {
@@ -174,6 +180,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::checkers::{Check, Found};
 
     #[test]
     fn the_same_seed_gives_the_same_plans_and_each_run_another() {
@@ -185,5 +192,57 @@ mod tests {
         assert_eq!(seeds.len(), 18);
         let instances: BTreeSet<usize> = plans(1).iter().map(|plan| plan.schedule.instances).collect();
         assert_eq!(instances, BTreeSet::from([3, 5]));
+    }
+
+    fn verdict(outcome: Outcome, anomaly: Option<&str>) -> Result<Verdict> {
+        let found =
+            anomaly.map(|anomaly| Found { anomaly: anomaly.to_owned(), message: String::new(), ops: Vec::new() });
+        let check = Check {
+            checker: "any".into(),
+            decided: true,
+            figures: serde_json::Value::Null,
+            found: found.into_iter().collect(),
+        };
+        Ok(Verdict {
+            outcome,
+            plan: plan(Suite::Ci, 1, 0, false, |_| Kind::ALL.to_vec()),
+            seconds: 1.0,
+            faults: Vec::new(),
+            operations: Default::default(),
+            checks: vec![check],
+            problems: Vec::new(),
+            alarms: Vec::new(),
+            rerun: String::new(),
+        })
+    }
+
+    #[test]
+    fn only_what_came_too_late_is_repeated_and_only_a_pass_clears_it() {
+        let late = |anomaly| verdict(Outcome::Failed, Some(anomaly)).unwrap().is_late_alone();
+        assert!(late("hung") && late("unowned"));
+        for anomaly in ["lost", "doubled", "stale-read", "token-fell", "owner", "diverged", "answers"] {
+            assert!(!late(anomaly), "{anomaly}");
+        }
+        let mut alarmed = verdict(Outcome::Failed, Some("hung")).unwrap();
+        alarmed.alarms.push("panicked".into());
+        assert!(!alarmed.is_late_alone());
+
+        let first = verdict(Outcome::Failed, Some("hung"));
+        let after = |second: Result<Verdict>| settled(&first, Some(&second));
+        assert_eq!(after(verdict(Outcome::Passed, None)), Outcome::Passed);
+        assert_eq!(after(verdict(Outcome::Inconclusive, None)), Outcome::Failed);
+        assert_eq!(after(verdict(Outcome::Failed, Some("lost"))), Outcome::Failed);
+        assert_eq!(after(Err(anyhow::anyhow!("no room"))), Outcome::Failed);
+        assert_eq!(settled(&Err(anyhow::anyhow!("no room")), None), Outcome::Inconclusive);
+    }
+
+    #[test]
+    fn a_suite_passes_only_if_all_do_and_fails_if_none_does() {
+        use Outcome::{Failed, Inconclusive, Passed};
+        assert_eq!(of_all(&[Passed, Passed]), Passed);
+        assert_eq!(of_all(&[Passed, Inconclusive]), Inconclusive);
+        assert_eq!(of_all(&[Passed, Inconclusive, Failed]), Failed);
+        assert_eq!(of_all(&[Inconclusive, Inconclusive]), Failed);
+        assert_eq!(of_all(&[]), Failed);
     }
 }

@@ -39,6 +39,20 @@ pub enum Outcome {
     Inconclusive,
 }
 
+/// Anomalies that a deadline decides, and so a machine that is too busy may cause.
+const LATE: [&str; 2] = ["hung", "unowned"];
+
+impl Verdict {
+    /// Whether something was found, and all of it may come from a machine that is too slow: what was late, and problems, which
+    /// are waits that ended. Never so what must not be however slow a machine is: anything lost, doubled, stale or out of order.
+    pub fn is_late_alone(&self) -> bool {
+        let mut found = self.checks.iter().flat_map(|check| &check.found);
+        self.outcome == Outcome::Failed
+            && self.alarms.is_empty()
+            && found.all(|one| LATE.contains(&one.anomaly.as_str()))
+    }
+}
+
 /// How operations ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
