@@ -19,6 +19,8 @@ Options:
   --hooks FILE       functions that replace those below "How instances are reached" in this script, for anything else
   --drain SECONDS    longest time for running turns of one instance to end (default 120)
   --ready SECONDS    longest time until an instance that was replaced is ready again (default 120)
+  --pause SECONDS    from when an instance is ready again until the next one is touched (default 12; 0: none): Nginx leaves an
+                     instance out for 10 s after it refused one connection, and with all of them left out serves nobody
   --all              replace instances that are current, too
   --no-pull          the new release is here already
   --dry-run          look at all instances and say what would be done
@@ -46,7 +48,7 @@ wrong() {
   exit 2
 }
 
-via=compose hooks="" drain=120 ready=120 all="" pull=1 dry="" instances=()
+via=compose hooks="" drain=120 ready=120 pause=12 all="" pull=1 dry="" instances=()
 number() { [[ "${2:-}" =~ ^[1-9][0-9]{0,4}$ ]] || wrong "$1 needs a number of seconds"; }
 while [ $# -gt 0 ]; do
   case "$1" in
@@ -62,6 +64,11 @@ while [ $# -gt 0 ]; do
       ;;
     --drain) number "$@"; drain="$2"; shift ;;
     --ready) number "$@"; ready="$2"; shift ;;
+    --pause)
+      [ "${2:-}" = 0 ] || number "$@"
+      pause="$2"
+      shift
+      ;;
     --all) all=1 ;;
     --no-pull) pull="" ;;
     --dry-run) dry=1 ;;
@@ -177,7 +184,7 @@ younger() {
 
 # -- One instance --------------------------------------------------------------------------------------------------------
 
-in_hand="" drained=""
+in_hand="" drained="" replaced=""
 on_exit() {
   local code=$?
   [ -n "$in_hand" ] || return "$code"
@@ -217,6 +224,10 @@ drain() {
 update() {
   local instance="$1" began deadline target state=""
   in_hand="$instance"
+  if [ -n "$replaced" ] && [ $((replaced + pause)) -gt "$SECONDS" ]; then
+    say "waiting until balancers have seen that the one before is back"
+    sleep $((replaced + pause - SECONDS))
+  fi
   await_others "$instance"
   case "$(status "$instance")" in
     unreachable | no_quorum) say "$instance does not serve: replacing it as it is" ;;
@@ -251,7 +262,7 @@ update() {
     sleep 1
   done
   say "$instance is ready: version $(field version "$state"), up to log index $(field appliedIndex "$state")"
-  in_hand=""
+  in_hand="" replaced=$SECONDS
 }
 
 # -- All of them ---------------------------------------------------------------------------------------------------------

@@ -352,8 +352,9 @@ impl App {
         service_manager::stopping();
         self.readiness.stop();
         if self.node.status().voter_count() > 1 {
-            // Balancers that look at health need a moment to see it; others go by connections that are refused.
-            sleep(self.shutdown.lame_duck).await;
+            // Balancers that look at health need a moment to see it, unless maintenance has told them; others go by connections
+            // that are refused.
+            sleep(self.shutdown.lame_duck.saturating_sub(self.readiness.has_drained_for())).await;
         }
         self.listeners.cancel();
         if timeout_at(deadline, finish(&mut self.servers, &self.load)).await.is_err() {

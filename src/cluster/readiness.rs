@@ -11,7 +11,8 @@ use std::time::Duration;
 use openclaw_proto::ids::InstanceId;
 use openclaw_proto::state::{Instance, SetDraining, command, outcome};
 use openclaw_raft::{MembershipError, Node, Other, ProposeError};
-use tokio::time::sleep;
+use parking_lot::Mutex;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::session::Session;
@@ -70,13 +71,22 @@ pub struct Readiness {
     session: Session,
     maintenance: Arc<AtomicBool>,
     stopping: Arc<AtomicBool>,
+    /// Since when this instance takes no new work.
+    drains_since: Arc<Mutex<Option<Instant>>>,
     /// Ends the hand-over that is under way when maintenance ends.
     shutdown: CancellationToken,
 }
 
 impl Readiness {
     pub fn new(node: Node, session: Session, shutdown: CancellationToken) -> Self {
-        Self { node, session, maintenance: Arc::default(), stopping: Arc::default(), shutdown }
+        Self {
+            node,
+            session,
+            maintenance: Arc::default(),
+            stopping: Arc::default(),
+            drains_since: Arc::default(),
+            shutdown,
+        }
     }
 
     /// This process was registered once, and had applied all that was committed before.
@@ -95,6 +105,11 @@ impl Readiness {
     /// New turns go to others.
     pub fn is_draining(&self) -> bool {
         self.is_in_maintenance() || self.is_stopping()
+    }
+
+    /// For how long whoever looks at its health has been able to know.
+    pub fn has_drained_for(&self) -> Duration {
+        self.drains_since.lock().map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// Nobody else depends on this instance's leadership.
@@ -138,6 +153,7 @@ impl Readiness {
     pub fn set_maintenance(&self, on: bool) {
         if self.maintenance.swap(on, Ordering::AcqRel) != on {
             tracing::info!(on, "maintenance");
+            *self.drains_since.lock() = self.is_draining().then(Instant::now);
             self.session.set_draining(self.is_draining());
             if on {
                 self.spawn_hand_over();
@@ -148,6 +164,7 @@ impl Readiness {
     /// From here on this process only ends.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Release);
+        self.drains_since.lock().get_or_insert_with(Instant::now);
         self.session.set_draining(true);
         if !self.is_in_maintenance() {
             self.spawn_hand_over();

@@ -183,7 +183,7 @@ async fn the_guides_script_as_it_stands_replaces_every_instance_and_no_message_i
     eprintln!("longest stop: {:?}", docker.longest_stop);
     // It never says `maintenance off`: a new process has forgotten it.
     all_in_service(&mut docker).await?;
-    load.judge(docker.cluster()).await?;
+    ensure!(load.judge(docker.cluster()).await? == 0, "nobody notices");
     let alarms = docker.cluster().alarms()?;
     ensure!(alarms.is_empty(), "{alarms:#?}");
     Ok(())
@@ -207,7 +207,7 @@ async fn our_script_replaces_every_instance_goes_on_where_it_stopped_and_leaves_
     docker.publish();
     docker.fails = Some(1);
     let running = docker.start(programs.path()).await?;
-    let output = script(&running, &update, &[]).await?;
+    let output = script(&running, &update, &["--pause", "0"]).await?;
     let mut docker = running.stop().await?;
     ensure!(output.status.code() == Some(1) && said(&output).contains("error: openclaw-2 could not be replaced"));
     ensure!(docker.replaced == [0], "{:?}", docker.replaced);
@@ -215,9 +215,10 @@ async fn our_script_replaces_every_instance_goes_on_where_it_stopped_and_leaves_
 
     // It goes on from there.
     let running = docker.start(programs.path()).await?;
-    let output = script(&running, &update, &[]).await?;
+    let output = script(&running, &update, &["--pause", "5"]).await?;
     let mut docker = running.stop().await?;
     ensure!(output.status.success() && said(&output).contains("openclaw-1 is current"));
+    ensure!(said(&output).matches("waiting until balancers").count() == 1, "between two that are replaced");
     ensure!(docker.replaced == [0, 1, 2], "{:?}", docker.replaced);
     let after = docker.pids();
     ensure!(after.iter().zip(&before).all(|(now, then)| now != then));
@@ -226,13 +227,13 @@ async fn our_script_replaces_every_instance_goes_on_where_it_stopped_and_leaves_
 
     // Nothing is new: nothing is touched.
     let running = docker.start(programs.path()).await?;
-    let output = script(&running, &update, &[]).await?;
+    let output = script(&running, &update, &["--pause", "0"]).await?;
     let docker = running.stop().await?;
     ensure!(output.status.success() && docker.replaced.len() == 3 && docker.pids() == after);
 
     // Unless that is wished.
     let running = docker.start(programs.path()).await?;
-    let output = script(&running, &update, &["--all", "--no-pull", "openclaw-3"]).await?;
+    let output = script(&running, &update, &["--pause", "0", "--all", "--no-pull", "openclaw-3"]).await?;
     let mut docker = running.stop().await?;
     ensure!(output.status.success() && docker.replaced == [0, 1, 2, 2], "{:?}", docker.replaced);
 
@@ -240,9 +241,9 @@ async fn our_script_replaces_every_instance_goes_on_where_it_stopped_and_leaves_
     docker.publish();
     docker.cluster().instance(2).process.kill()?;
     let running = docker.start(programs.path()).await?;
-    let output = script(&running, &update, &["--dry-run"]).await?;
+    let output = script(&running, &update, &["--pause", "0", "--dry-run"]).await?;
     ensure!(output.status.success() && said(&output).contains("openclaw-3 would be replaced"));
-    let output = script(&running, &update, &[]).await?;
+    let output = script(&running, &update, &["--pause", "0"]).await?;
     let mut docker = running.stop().await?;
     ensure!(output.status.success() && docker.replaced[4..] == [2, 0, 1], "{:?}", docker.replaced);
     eprintln!("longest stop: {:?}", docker.longest_stop);
@@ -253,9 +254,9 @@ async fn our_script_replaces_every_instance_goes_on_where_it_stopped_and_leaves_
     // Another tag in `.env`: the one before is here still, and is what all of them were started from.
     docker.publish_as("openclaw/gateway:0.2.0");
     let running = docker.start(programs.path()).await?;
-    let output = script(&running, &update, &[]).await?;
+    let output = script(&running, &update, &["--pause", "0"]).await?;
     ensure!(output.status.success() && !said(&output).contains("is current"));
-    let output = script(&running, &update, &["--no-pull"]).await?;
+    let output = script(&running, &update, &["--pause", "0", "--no-pull"]).await?;
     let mut docker = running.stop().await?;
     ensure!(output.status.success() && said(&output).contains("openclaw-3 is current"));
     ensure!(docker.replaced[7..] == [0, 1, 2], "{:?}", docker.replaced);
@@ -263,7 +264,7 @@ async fn our_script_replaces_every_instance_goes_on_where_it_stopped_and_leaves_
     docker.cluster().instance(0).process.kill()?;
     docker.cluster().instance(1).process.kill()?;
     let running = docker.start(programs.path()).await?;
-    let output = script(&running, &update, &["--all"]).await?;
+    let output = script(&running, &update, &["--pause", "0", "--all"]).await?;
     let mut docker = running.stop().await?;
     ensure!(output.status.code() == Some(1) && said(&output).contains("more than one instance is not ready"));
     ensure!(docker.replaced.len() == 10, "{:?}", docker.replaced);
@@ -288,10 +289,14 @@ fn our_script_explains_itself_and_refuses_what_it_does_not_know() -> Result<()> 
         command
     };
     let help = run(bash().arg("--help"))?;
-    ensure!(["--drain", "--ready", "--via", "--hooks", "Exit codes"].iter().all(|word| help.contains(word)), "{help}");
+    ensure!(
+        ["--drain", "--ready", "--pause", "--via", "--hooks", "Exit codes"].iter().all(|word| help.contains(word)),
+        "{help}"
+    );
     for wrong in [
         &["--now"][..],
         &["--drain", "soon"],
+        &["--pause", "-1"],
         &["--via", "carrier-pigeon"],
         &["--hooks", "/nowhere"],
         &["--via", "ssh"],
@@ -337,7 +342,7 @@ fn over_ssh_each_machine_is_drained_before_its_unit_is_started_again() -> Result
     }
     let path_variable = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap_or_default());
     let mut update = std::process::Command::new("bash");
-    update.arg(path("rolling-update.sh")).args(["--via", "ssh", "one", "two", "three"]);
+    update.arg(path("rolling-update.sh")).args(["--pause", "0", "--via", "ssh", "one", "two", "three"]);
     update.env("HOME", home.path()).env("PATH", path_variable).env("OPENCLAW_SSH", "ssh");
     run(&mut update)?;
     let done = std::fs::read_to_string(home.path().join("done"))?;

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::value_parser;
+use openclaw_config::Secret;
 use openclaw_config::session::DmScope;
 use openclaw_proto::http::{ChatRequest, Role};
 use openclaw_proto::ids::{IdempotencyKey, SessionKey};
@@ -26,6 +27,7 @@ use crate::network::Balancer;
 use crate::network::program::{Kind, Program};
 use crate::workloads::channels::{GIVE_UP, Platform, Talk, Telegram, judge_answers};
 
+const TOKEN: &str = "rolling-rolling-rolling-rolling-r";
 /// A streamed answer: ten seconds of text.
 const TOKENS: u64 = 100;
 const DELAY_MS: u64 = 100;
@@ -33,6 +35,9 @@ const DELAY_MS: u64 = 100;
 const SAY_EVERY: Duration = Duration::from_millis(200);
 /// Time limit of a request, and of an answer.
 const REQUEST: Duration = Duration::from_secs(60);
+/// Of our script, after an instance is ready again: a balancer that hears of failures by meeting them, as Nginx does, leaves an
+/// instance out for ten seconds after one refused connection, and with all of them left out serves nobody.
+const PAUSE: Duration = Duration::from_secs(12);
 /// What the guide waits after `maintenance on`.
 const GUIDE_SLEEPS: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(20);
@@ -104,12 +109,13 @@ impl Front {
         })
     }
 
+    /// With a token: where a balancer passes another `Host` on, only an instance that has one can be reached.
     fn client(&self) -> Client {
         let address = match self {
             Self::Program(program) => program.address(),
             Self::BuiltIn(balancer) => balancer.address(),
         };
-        Client::new(address, Protocol::Http1, REQUEST)
+        Client::new(address, Protocol::Http1, REQUEST).with_token(Some(TOKEN))
     }
 }
 
@@ -342,7 +348,10 @@ pub async fn run(options: Options) -> Result<Report> {
     let start = cluster::Options::new(&openclaw, 3)
         .directory(options.common.directory()?)
         .names(&names)
-        .settings(|settings| settings.session.dm_scope = DmScope::PerPeer)
+        .settings(|settings| {
+            settings.session.dm_scope = DmScope::PerPeer;
+            settings.gateway.auth.token = Some(Secret::new(TOKEN));
+        })
         .written("channels", platform.settings());
     let mut cluster = Cluster::start(start, READY).await?;
     let (front, front_name) = Front::start(&options, &cluster).await?;
@@ -546,6 +555,7 @@ async fn replace(
             }
             cluster.start_one(index)?;
             cluster.instance(index).wait_ready(READY).await?;
+            tokio::time::sleep(PAUSE).await;
         }
         Procedure::Guide => {
             let (ended, said) = maintenance(cluster, index, openclaw).await?;
@@ -579,8 +589,11 @@ async fn replace(
 /// Runs the command that scripts run, beside the instance.
 async fn maintenance(cluster: &mut Cluster, index: usize, openclaw: &Path) -> Result<(bool, String)> {
     let url = format!("http://{}", cluster.instance(index).http);
-    let command =
-        tokio::process::Command::new(openclaw).args(["maintenance", "on", "--url", &url]).kill_on_drop(true).output();
+    let command = tokio::process::Command::new(openclaw)
+        .args(["maintenance", "on", "--url", &url])
+        .env("OPENCLAW_GATEWAY_TOKEN", TOKEN)
+        .kill_on_drop(true)
+        .output();
     match tokio::time::timeout(2 * READY, command).await {
         Ok(output) => {
             let output = output.context("run openclaw maintenance on")?;

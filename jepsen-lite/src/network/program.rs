@@ -8,6 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 const START: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(20);
@@ -87,7 +89,14 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // Either may fail because it has ended already.
+        // Asked, so that Nginx's master ends its worker too: one that is killed leaves it behind. Either may fail because it has
+        // ended already.
+        let pid = i32::try_from(self.child.id()).map(Pid::from_raw);
+        pid.map(|pid| kill(pid, Signal::SIGTERM).ok()).ok();
+        let begin = Instant::now();
+        while matches!(self.child.try_wait(), Ok(None)) && begin.elapsed() < START {
+            std::thread::sleep(POLL);
+        }
         self.child.kill().ok();
         self.child.wait().ok();
     }
