@@ -22,7 +22,8 @@ pub struct Gateway {
     pub bind: Bind,
     /// Who may call.
     pub auth: Auth,
-    /// Proxies whose `X-Forwarded-For` is believed: IP addresses or blocks such as `10.0.0.0/8`. Default none.
+    /// Proxies whose `X-Forwarded-For` is believed, for the client's address in logs and traces: IP addresses or blocks such as
+    /// `10.0.0.0/8`. Default none. It lets nobody in.
     pub trusted_proxies: Vec<IpRange>,
     /// Browser origins that may call from another site: `https://chat.example`. Default none.
     pub allowed_origins: Vec<String>,
@@ -232,7 +233,7 @@ impl Default for Limits {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Shutdown {
     /// How long it goes on to accept connections while health says `draining`, so that balancers which look at it have looked,
-    /// in milliseconds. An instance without peers does not wait. Default 2 s; at most `drainMs`.
+    /// in milliseconds. Maintenance before counts, and an instance without peers does not wait. Default 2 s; at most `drainMs`.
     #[serde(rename = "lameDuckMs", with = "millis")]
     #[schemars(with = "u64")]
     pub lame_duck: Duration,

@@ -22,11 +22,12 @@ use http_body::Body as _;
 use openclaw_proto::http::{ErrorCode, INSTANCE, REQUEST_ID, TRACE_PARENT};
 use openclaw_proto::ids::RequestId;
 use openclaw_raft::trace;
+use tracing::field::display;
 use tracing::{Instrument, Span, debug, error, info_span, trace_span};
 
-use super::Gateway;
 use super::error::{self, ApiError};
 use super::origin::Verdict;
+use super::{Gateway, Peer, client};
 use crate::logging;
 
 const INSTANCE_HEADER: HeaderName = HeaderName::from_static(INSTANCE);
@@ -64,8 +65,10 @@ pub(super) async fn wrap(State(gateway): State<Gateway>, mut request: Request, n
     let matched = request.extensions().get::<MatchedPath>().cloned();
     let route = matched.as_ref().map_or("unmatched", MatchedPath::as_str);
 
+    let client = client::address(Peer::of(&request), request.headers(), gateway.trusted_proxies());
     let traced = traced(&request, &request_id, &method, route);
-    let span = info_span!("request", request_id = %request_id, method = %method, route);
+    traced.record("client.address", client.map(display));
+    let span = info_span!("request", request_id = %request_id, method = %method, route, client = client.map(display));
     let verdict = gateway.origins().check(request.version(), request.uri(), request.headers());
     let mut response = match &verdict {
         Ok(Verdict::CrossOrigin(_)) if is_preflight(&request) => StatusCode::NO_CONTENT.into_response(),
@@ -84,7 +87,7 @@ pub(super) async fn wrap(State(gateway): State<Gateway>, mut request: Request, n
     if let Some(code) = error::render(&mut response, &request_id, openai) {
         gateway.metrics().http_errors.with_label_values(&[code.as_str()]).inc();
         traced.record("code", code.as_str());
-        debug!(%request_id, code = code.as_str(), "request refused");
+        debug!(%request_id, client = client.map(display), code = code.as_str(), "request refused");
     }
     let headers = response.headers_mut();
     if let Ok(Verdict::CrossOrigin(origin)) = verdict {
@@ -112,7 +115,7 @@ pub(super) async fn wrap(State(gateway): State<Gateway>, mut request: Request, n
     let response = response
         .map(|body| if body.size_hint().exact().is_some() { body } else { follow(body, span, traced, &request_id) });
     gateway.metrics().http_request(route, method_label(&method), status, took);
-    debug!(%request_id, %method, route, status, took_us = took.as_micros(), "request answered");
+    debug!(%request_id, %method, route, status, took_us = took.as_micros(), client = client.map(display), "request answered");
     response
 }
 
@@ -125,7 +128,7 @@ fn traced(request: &Request, request_id: &RequestId, method: &Method, route: &st
     }
     let span = trace_span!(
         "http", otel.name = %format_args!("{method} {route}"), otel.kind = "server", %request_id, method, route,
-        status = tracing::field::Empty, code = tracing::field::Empty, otel.status_code = tracing::field::Empty
+        client.address = tracing::field::Empty, status = tracing::field::Empty, code = tracing::field::Empty, otel.status_code = tracing::field::Empty
     );
     trace::follow(&span, parent.unwrap_or_default());
     span

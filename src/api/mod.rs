@@ -10,6 +10,7 @@
 mod auth;
 mod channels;
 mod chat;
+mod client;
 mod cluster;
 mod envelope;
 mod error;
@@ -43,8 +44,8 @@ use axum::extract::Request;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{delete, get, patch, post};
 use http::{HeaderMap, HeaderValue};
-use openclaw_config::Agents;
 use openclaw_config::gateway;
+use openclaw_config::{Agents, IpRange};
 use openclaw_proto::http::ErrorCode;
 use openclaw_proto::ids::InstanceId;
 use tokio::sync::Semaphore;
@@ -150,6 +151,10 @@ impl Gateway {
 
     fn limits(&self) -> &gateway::Limits {
         &self.inner.parts.config.limits
+    }
+
+    fn trusted_proxies(&self) -> &[IpRange] {
+        &self.inner.parts.config.trusted_proxies
     }
 
     fn origins(&self) -> &origin::Allowed {

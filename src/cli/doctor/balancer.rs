@@ -236,7 +236,7 @@ fn forwarded(balancer: &Balancer) -> Finding {
     }
     Finding::warning(
         CHECK,
-        "gateway.trustedProxies is empty: all clients look like the balancer",
+        "gateway.trustedProxies is empty: in logs and traces all clients look like the balancer",
         "name the balancer's address there, on every instance",
     )
 }
