@@ -170,18 +170,8 @@ async fn run(test: impl AsyncFnOnce(&mut Cluster, &str) -> Result<()>) -> Result
 
 /// A load that goes on until it is stopped.
 fn load(cluster: &Cluster) -> Result<Load> {
-    let options = append::Options {
-        run: "load".into(),
-        clients: 4,
-        sessions: 4,
-        appends: None,
-        attempt_ms: 900..1100,
-        give_up: SOON,
-        pause: Duration::from_millis(5),
-        repeat_one_in: 20,
-        read_one_in: 20,
-        seed: 1,
-    };
+    let options =
+        append::Options { clients: 4, pause: Duration::from_millis(5), ..append::Options::steady("load", SOON) };
     Load::start(options, &clients(cluster))
 }
 

@@ -48,18 +48,7 @@ fn clients(cluster: &Cluster) -> Vec<Client> {
 
 /// A load that ends after `appends`, or when it is told to.
 fn load(run: &str, clients: u32, appends: Option<u64>) -> append::Options {
-    append::Options {
-        run: run.to_owned(),
-        clients,
-        sessions: 4,
-        appends,
-        attempt_ms: 900..1100,
-        give_up: SOON,
-        pause: Duration::ZERO,
-        repeat_one_in: 20,
-        read_one_in: 20,
-        seed: 1,
-    }
+    append::Options { clients, appends, ..append::Options::steady(run, SOON) }
 }
 
 async fn within<T>(what: &str, future: impl Future<Output = T>) -> Result<T> {

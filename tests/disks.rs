@@ -71,21 +71,8 @@ fn key(text: &str) -> Result<IdempotencyKey> {
     IdempotencyKey::parse(text).context("idempotency key")
 }
 
-/// Clients that append until they are told to stop, and ask another instance when one is slow.
 fn load(run: &str, cluster: &Cluster) -> Result<Load> {
-    let options = append::Options {
-        run: run.to_owned(),
-        clients: 8,
-        sessions: 4,
-        appends: None,
-        attempt_ms: 900..1100,
-        give_up: SOON,
-        pause: Duration::ZERO,
-        repeat_one_in: 20,
-        read_one_in: 20,
-        seed: 1,
-    };
-    Load::start(options, &cluster.clients(Protocol::Http1, REQUEST))
+    Load::start(append::Options::steady(run, SOON), &cluster.clients(Protocol::Http1, REQUEST))
 }
 
 /// Waits for so many more writes.

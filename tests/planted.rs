@@ -116,18 +116,8 @@ async fn retried<T>(attempt: impl AsyncFn() -> Result<T>) -> Result<T> {
 
 /// Clients that append until they are stopped.
 fn start_load(cluster: &Cluster, seed: u64, clients: u32, repeat_one_in: u32) -> Result<Load> {
-    let options = append::Options {
-        run: format!("planted-{seed}"),
-        clients,
-        sessions: 4,
-        appends: None,
-        attempt_ms: 900..1100,
-        give_up: SOON,
-        pause: Duration::ZERO,
-        repeat_one_in,
-        read_one_in: 20,
-        seed,
-    };
+    let steady = append::Options::steady(format!("planted-{seed}"), SOON);
+    let options = append::Options { clients, repeat_one_in, seed, ..steady };
     Load::start(options, &self::clients(cluster))
 }
 

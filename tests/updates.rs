@@ -28,28 +28,12 @@ fn options() -> Options {
 }
 
 fn start_load(cluster: &Cluster, run: &str) -> Result<Load> {
-    let options = append::Options {
-        run: run.to_owned(),
-        clients: 8,
-        sessions: 4,
-        appends: None,
-        attempt_ms: 900..1100,
-        give_up: SOON,
-        pause: Duration::ZERO,
-        repeat_one_in: 20,
-        read_one_in: 20,
-        seed: 1,
-    };
-    Load::start(options, &cluster.clients(Protocol::Http1, REQUEST))
+    Load::start(append::Options::steady(run, SOON), &cluster.clients(Protocol::Http1, REQUEST))
 }
 
-async fn more(load: &Load, entries: u64) -> Result<()> {
-    let (goal, deadline) = (load.progress().acknowledged() + entries, Instant::now() + SOON);
-    while load.progress().acknowledged() < goal {
-        ensure!(Instant::now() < deadline, "no {entries} appends within {SOON:?}");
-        tokio::time::sleep(POLL).await;
-    }
-    Ok(())
+/// Waits for so many more writes.
+async fn more(load: &Load, writes: u64) -> Result<()> {
+    load.progress().reached(load.progress().acknowledged() + writes, SOON).await
 }
 
 /// The format, as every instance names it.

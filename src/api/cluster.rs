@@ -27,8 +27,8 @@ pub trait ClusterView: Send + Sync + 'static {
     /// What health tells; it waits for nothing.
     fn status(&self) -> ClusterStatus;
 
-    /// Whether it is on its way out; asked for every answer.
-    fn is_stopping(&self) -> bool;
+    /// Whether others should be asked rather than this instance, which is in maintenance or on its way out; asked for every answer.
+    fn is_draining(&self) -> bool;
 
     fn cluster(&self) -> BoxFuture<'_, Result<Cluster, ClusterError>>;
 

@@ -89,6 +89,7 @@ pub(super) async fn wrap(State(gateway): State<Gateway>, mut request: Request, n
         traced.record("code", code.as_str());
         debug!(%request_id, client = client.map(display), code = code.as_str(), "request refused");
     }
+    let streams = response.body().size_hint().exact().is_none();
     let headers = response.headers_mut();
     if let Ok(Verdict::CrossOrigin(origin)) = verdict {
         allow_origin(headers, &origin);
@@ -101,9 +102,9 @@ pub(super) async fn wrap(State(gateway): State<Gateway>, mut request: Request, n
     // Conversations are nobody's to keep on the way.
     headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
 
-    // Whoever keeps the connection makes the next one elsewhere, rather than meet one that is being closed. HTTP/2 has frames
-    // for that.
-    if version < Version::HTTP_2 && gateway.cluster().is_stopping() {
+    // Whoever keeps the connection makes the next one elsewhere, rather than meet one that is being closed. When a stream ends its
+    // instance may be on its way out, and nobody knows that now. HTTP/2 has frames for that.
+    if version < Version::HTTP_2 && (streams || gateway.cluster().is_draining()) {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
 
@@ -112,8 +113,7 @@ pub(super) async fn wrap(State(gateway): State<Gateway>, mut request: Request, n
     if response.status().is_server_error() {
         traced.record("otel.status_code", "error");
     }
-    let response = response
-        .map(|body| if body.size_hint().exact().is_some() { body } else { follow(body, span, traced, &request_id) });
+    let response = response.map(|body| if streams { follow(body, span, traced, &request_id) } else { body });
     gateway.metrics().http_request(route, method_label(&method), status, took);
     debug!(%request_id, %method, route, status, took_us = took.as_micros(), client = client.map(display), "request answered");
     response

@@ -193,8 +193,8 @@ impl ClusterView for View {
         }
     }
 
-    fn is_stopping(&self) -> bool {
-        self.readiness.is_stopping()
+    fn is_draining(&self) -> bool {
+        self.readiness.is_draining()
     }
 
     fn set_maintenance(&self, on: bool, force: bool) -> BoxFuture<'_, Result<Maintenance, ClusterError>> {

@@ -35,7 +35,7 @@ const DELAY_MS: u64 = 100;
 const SAY_EVERY: Duration = Duration::from_millis(200);
 /// Time limit of a request, and of an answer.
 const REQUEST: Duration = Duration::from_secs(60);
-/// Of our script, after an instance is ready again: a balancer that hears of failures by meeting them, as Nginx does, leaves an
+/// Of our script, and between two that are killed, after an instance is ready again: a balancer that hears of failures by meeting them, as Nginx does, leaves an
 /// instance out for ten seconds after one refused connection, and with all of them left out serves nobody.
 const PAUSE: Duration = Duration::from_secs(12);
 /// What the guide waits after `maintenance on`.
@@ -581,6 +581,7 @@ async fn replace(
             tokio::time::sleep(BETWEEN).await;
             cluster.start_one(index)?;
             cluster.instance(index).wait_ready(READY).await?;
+            tokio::time::sleep(PAUSE).await;
         }
     }
     Ok(odd)

@@ -43,7 +43,7 @@ pub enum Kind {
     Deaf,
     /// The leader is cut off and connected again, several times a second
     Flap,
-    /// Every message between instances takes 20 to 100 ms longer
+    /// Every message between instances takes 20 to 50 ms longer
     Slow,
     /// One instance after the other is stopped by SIGTERM and started again
     RollingRestart,

@@ -48,6 +48,24 @@ pub struct Options {
     pub seed: u64,
 }
 
+impl Options {
+    /// Eight clients on four sessions until they are told to stop, which ask another instance when one is slow.
+    pub fn steady(run: impl Into<String>, give_up: Duration) -> Self {
+        Self {
+            run: run.into(),
+            clients: 8,
+            sessions: 4,
+            appends: None,
+            attempt_ms: 900..1100,
+            give_up,
+            pause: Duration::ZERO,
+            repeat_one_in: 20,
+            read_one_in: 20,
+            seed: 1,
+        }
+    }
+}
+
 /// A load that is running.
 #[derive(Debug)]
 pub struct Load {

@@ -138,8 +138,9 @@ impl ClusterView for FakeCluster {
         self.status.lock().clone()
     }
 
-    fn is_stopping(&self) -> bool {
-        self.status.lock().draining
+    fn is_draining(&self) -> bool {
+        let status = self.status.lock();
+        status.draining || status.maintenance
     }
 
     fn cluster(&self) -> BoxFuture<'_, Result<Cluster, ClusterError>> {

@@ -1,6 +1,6 @@
 //! What operators and their tools see: health, the cluster, metrics, the page.
 
-use http::header::AUTHORIZATION;
+use http::header::{AUTHORIZATION, CONNECTION};
 use openclaw_proto::http::HealthCondition;
 
 use super::*;
@@ -83,6 +83,24 @@ async fn errors_are_counted_by_their_code() {
     assert_eq!(failed.status(), StatusCode::BAD_GATEWAY);
     let errors = |code| instance.metrics.http_errors.with_label_values(&[code]).get();
     assert_eq!((errors("invalid_request"), errors("model_failed"), errors("internal")), (2, 1, 0));
+}
+
+/// Or the next request meets a connection that is being closed: behind a balancer of TCP nobody repeats it.
+#[tokio::test]
+async fn connections_to_an_instance_that_drains_and_of_streams_are_not_kept() {
+    let instance = Setup::new(Paced::new(1)).one();
+    let closes = |response: Response| response.headers().get(CONNECTION).is_some_and(|value| value == "close");
+    assert!(!closes(instance.get("/api/v1/health/live").await));
+    assert!(!closes(instance.get("/api/v1/sessions").await));
+    assert!(
+        closes(instance.post("/api/v1/chat/stream", json!({"message": "x"})).await),
+        "who knows what is at its end"
+    );
+    instance.post("/api/v1/maintenance", json!({"on": true})).await;
+    assert!(closes(instance.get("/api/v1/health/live").await));
+    assert!(closes(instance.get("/api/v1/sessions").await));
+    instance.post("/api/v1/maintenance", json!({"on": false})).await;
+    assert!(!closes(instance.get("/api/v1/health/live").await));
 }
 
 #[tokio::test]
