@@ -60,8 +60,8 @@ pub enum Mood {
 #[derive(Debug, Default)]
 struct Kept {
     spans: Vec<Span>,
-    requests: usize,
-    headers: Vec<BTreeMap<String, String>>,
+    /// Of the last export.
+    headers: BTreeMap<String, String>,
 }
 
 struct Server {
@@ -113,13 +113,8 @@ impl Handle {
         self.server.kept().spans.clone()
     }
 
-    /// Exports that came, taken or not.
-    pub fn requests(&self) -> usize {
-        self.server.kept().requests
-    }
-
-    /// The headers of each export.
-    pub fn headers(&self) -> Vec<BTreeMap<String, String>> {
+    /// The headers of the last export, whether it was taken or not.
+    pub fn headers(&self) -> BTreeMap<String, String> {
         self.server.kept().headers.clone()
     }
 
@@ -155,9 +150,8 @@ async fn traces(State(server): State<Arc<Server>>, headers: HeaderMap, body: Byt
     let mood = *server.mood.borrow();
     {
         let mut kept = server.kept();
-        kept.requests += 1;
         let text = |value: &axum::http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
-        kept.headers.push(headers.iter().map(|(name, value)| (name.as_str().to_owned(), text(value))).collect());
+        kept.headers = headers.iter().map(|(name, value)| (name.as_str().to_owned(), text(value))).collect();
     }
     server.changed.send_modify(|count| *count += 1);
     match mood {
