@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use crate::group::Group;
 use crate::network::peers::client_of_any;
 use crate::network::security::{ConnectError, PeerSecurity};
+use crate::read::read_index_there;
 use crate::state_machine::format;
 use crate::types::{MemberNode, NodeId};
 use crate::wire;
@@ -164,10 +165,22 @@ async fn ask_for_vote(group: &Group, own: MemberNode, formation: Formation, secu
         if is_member(group) {
             return;
         }
-        let known = known_peers(group);
+        let mut known = known_peers(group);
         let missing = match &formation {
             // A learner that was started again knows whom to ask, whatever it was started with.
-            _ if !known.is_empty() => join(group, &own, &known, &security).await,
+            formation if !known.is_empty() => {
+                // One that was removed meanwhile is to be told, and not to come back by itself.
+                if group.has_belonged()
+                    && let Some(leader) = group.status_now().leader_node.filter(|leader| *leader != group.own_node())
+                {
+                    drop(read_index_there(group, leader, ASK_DEADLINE).await);
+                }
+                if let Formation::Join(addrs) = formation {
+                    // The known ones, which are asked first, may all have moved.
+                    known.splice(0..0, addrs.iter().cloned());
+                }
+                join(group, &own, &known, &security).await
+            }
             Formation::Alone => initialize(group, BTreeMap::from([(group.own_node(), own.clone())])).await,
             Formation::Bootstrap(list) => bootstrap(group, &own, list, &security).await,
             Formation::Join(addrs) => join(group, &own, addrs, &security).await,
@@ -187,7 +200,7 @@ async fn ask_for_vote(group: &Group, own: MemberNode, formation: Formation, secu
 
 /// Whether this instance has a vote: a learner that was left behind by a join which came to nothing asks again.
 fn is_member(group: &Group) -> bool {
-    group.metrics().membership_config.membership().voter_ids().any(|voter| voter == group.own_node())
+    group.has_vote(group.own_node())
 }
 
 /// Where the other members are, as far as this instance was told.

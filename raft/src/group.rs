@@ -23,7 +23,7 @@ use crate::state_machine::{self, LogPosition, Overlay};
 use crate::status::Status;
 use crate::storage::{SnapshotStore, StateReader, StateStore};
 use crate::trace;
-use crate::types::{EncodedCommand, LogId, NodeId, TypeConfig, Vote};
+use crate::types::{EncodedCommand, LogId, NodeId, StoredMembership, TypeConfig, Vote};
 use crate::wire;
 
 /// How long a peer whose connection broke may take to prove that it is still there.
@@ -142,9 +142,22 @@ impl Group {
 
     /// Takes note of what a leader answered instead of an outcome.
     pub(crate) fn refused(&self, status: &tonic::Status) {
-        if is_removal(status) {
+        // One that never saw itself admitted was not removed: its admission may have come to nothing.
+        if is_removal(status) && has(&self.metrics().committed_membership_config, self.own_node()) {
             self.0.removed.send_replace(true);
         }
+    }
+
+    /// Whether `node` is no member, and nobody is about to make it one. Only who leads knows that.
+    pub(crate) fn has_removed(&self, node: NodeId) -> bool {
+        let metrics = self.metrics();
+        let known = has(&metrics.membership_config, node) || has(&metrics.committed_membership_config, node);
+        !known && metrics.current_leader == Some(self.own_node()) && self.0.membership.try_lock().is_ok()
+    }
+
+    /// Whether this instance was a member once, as far as it knows itself.
+    pub(crate) fn has_belonged(&self) -> bool {
+        has(&self.metrics().committed_membership_config, self.own_node())
     }
 
     /// Ends once this instance was removed: a leader said so, or it led itself when that was committed, and so knows. Others
@@ -158,20 +171,22 @@ impl Group {
         }
     }
 
-    /// Ends once a membership without this instance is committed, after one that had it.
+    /// Ends once a membership without this instance is committed, after one in which it led: what comes to another from the log
+    /// may be of long ago.
     async fn left(&self) {
         use openraft::async_runtime::WatchReceiver;
         let mut metrics = self.0.raft.metrics();
-        let mut belonged = false;
+        let mut led = false;
         loop {
-            let belongs = {
+            let (belongs, leads) = {
                 let now = metrics.borrow_watched();
-                now.committed_membership_config.membership().get_node(&self.own_node()).is_some()
+                let own = self.own_node();
+                (has(&now.committed_membership_config, own), now.current_leader == Some(own))
             };
-            if belonged && !belongs {
+            if led && !belongs {
                 return;
             }
-            belonged |= belongs;
+            led |= belongs && leads;
             if metrics.changed().await.is_err() {
                 return std::future::pending().await;
             }
@@ -431,6 +446,11 @@ fn result(written: openraft::raft::WriteResult<TypeConfig>) -> pb::ProposeResult
             failure(false, error.to_string(), None)
         }
     }
+}
+
+/// Whether `node` is a member, with a vote or without.
+fn has(membership: &StoredMembership, node: NodeId) -> bool {
+    membership.membership().get_node(&node).is_some()
 }
 
 #[cfg(test)]

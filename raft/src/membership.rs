@@ -11,7 +11,7 @@ use openraft::Instant as _;
 use openraft::errors::{ClientWriteError, RaftError};
 use openraft::metrics::{RaftMetrics, WaitError};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::fitness::CLOSE;
 use crate::group::Group;
@@ -27,6 +27,10 @@ const CATCHES_UP: Duration = ANSWERS;
 /// An election between instances that answer is over by then; otherwise somebody else is asked to lead.
 const TAKES_OVER: Duration = Duration::from_millis(300);
 
+/// For the second half of a change of the voters.
+const FINISH: Duration = Duration::from_secs(5);
+const AGAIN: Duration = Duration::from_millis(200);
+
 /// Why the membership or the leader did not change.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MembershipError {
@@ -36,6 +40,11 @@ pub enum MembershipError {
     NotAVoter(InstanceId),
     #[error("{0} is the only voter: without it nothing could be committed any more")]
     LastVoter(InstanceId),
+    #[error(
+        "without {instance} only {answering} of {staying} voters would answer, and nothing could be committed any more: bring the others up, \
+         or remove one that is lost first"
+    )]
+    Needed { instance: InstanceId, answering: usize, staying: usize },
     #[error("there is no other voter that could lead")]
     NobodyElse,
     #[error("{0} does not answer, and so cannot lead")]
@@ -88,6 +97,7 @@ impl Group {
         let refused = |error: WriteError| error.to_string();
         {
             let _alone = self.changing_membership().await;
+            self.finish_change().await?;
             if self.has_vote(id) {
                 return Ok(());
             }
@@ -96,6 +106,7 @@ impl Group {
         // Not held here: one that never catches up would keep all others out.
         self.wait_until_close(id, deadline).await?;
         let _alone = self.changing_membership().await;
+        self.finish_change().await?;
         // The one before may be back, or another may have come by its name.
         self.check_name(id, &node)?;
         let metrics = self.metrics();
@@ -119,8 +130,54 @@ impl Group {
         wait.metrics(close, "a learner has caught up").await.map(drop).map_err(|error| error.to_string())
     }
 
-    fn has_vote(&self, id: NodeId) -> bool {
-        self.metrics().membership_config.membership().voter_ids().any(|voter| voter == id)
+    /// Whether `id` is a voter for good: while two sets of voters count, it may not be one of the next set.
+    pub(crate) fn has_vote(&self, id: NodeId) -> bool {
+        let metrics = self.metrics();
+        matches!(&metrics.membership_config.membership().get_joint_config()[..], [voters] if voters.contains(&id))
+    }
+
+    /// Ends changes of the voters whose second half nobody did: whoever began one gave up, or leads no more. Until then majorities
+    /// of both sets are needed, so that the next loss may stop everything.
+    pub(crate) async fn finish_changes(self) {
+        use openraft::async_runtime::WatchReceiver;
+        let mut metrics = self.raft().metrics();
+        loop {
+            let half_done = {
+                let now = metrics.borrow_watched();
+                is_half_done(&now)
+            };
+            if half_done {
+                let _alone = self.changing_membership().await;
+                if let Err(reason) = self.finish_change().await {
+                    tracing::debug!(reason, "a change of the voters is still half done");
+                    sleep(AGAIN).await;
+                }
+            } else if metrics.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// To be called by whoever changes the membership, before: openraft would begin from either half.
+    async fn finish_change(&self) -> Result<(), String> {
+        if !is_half_done(&self.metrics()) {
+            return Ok(());
+        }
+        let nothing_more = ChangeMembers::AddVoterIds(BTreeSet::new());
+        match timeout(FINISH, self.raft().change_membership(nothing_more, false)).await {
+            Ok(Ok(_)) => {
+                tracing::info!("a change of the voters that was left half done is finished");
+                Ok(())
+            }
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(MembershipError::Timeout { waited: FINISH }.to_string()),
+        }
+    }
+
+    /// Whether `id` is this leader, or answered it in the last moments.
+    fn is_heard(&self, metrics: &RaftMetrics<TypeConfig>, id: NodeId) -> bool {
+        let heard = metrics.heartbeat.as_ref().and_then(|heard| heard.get(&id).cloned()).flatten();
+        id == self.own_node() || heard.is_some_and(|at| at.elapsed() < ALIVE)
     }
 
     /// Adds the instance as a learner, if nobody else has its name or address.
@@ -139,9 +196,14 @@ impl Group {
         // Learners that an earlier attempt of the same instance left behind.
         let stale: BTreeSet<NodeId> = membership
             .nodes()
-            .filter(|(known, other)| other.instance_id == node.instance_id && **known != id && !voters.contains(known))
+            // And this one under another address, which openraft would keep.
+            .filter(|(known, other)| **known != id || *other != node)
+            .filter(|(known, other)| other.instance_id == node.instance_id && !voters.contains(known))
             .map(|(known, _)| *known)
             .collect();
+        if stale.iter().any(|known| *known != id && self.is_heard(&metrics, *known)) {
+            return Err(name_is_taken(node));
+        }
         if !stale.is_empty() {
             self.raft().change_membership(ChangeMembers::RemoveNodes(stale), false).await.map_err(refused)?;
         }
@@ -157,14 +219,7 @@ impl Group {
             *voter != id && membership.get_node(voter).is_some_and(|other| other.instance_id == node.instance_id)
         };
         let Some(replaced) = membership.voter_ids().find(of_its_name) else { return Ok(None) };
-        let heard = metrics.heartbeat.as_ref().and_then(|heard| heard.get(&replaced).cloned()).flatten();
-        if replaced == self.own_node() || heard.is_some_and(|at| at.elapsed() < ALIVE) {
-            let name = &node.instance_id;
-            return Err(format!(
-                "an instance named {name} is a member and answers: two instances must not share a name"
-            ));
-        }
-        Ok(Some(replaced))
+        if self.is_heard(&metrics, replaced) { Err(name_is_taken(node)) } else { Ok(Some(replaced)) }
     }
 
     /// Takes `instance` out of the cluster.
@@ -173,6 +228,7 @@ impl Group {
         let Ok(_alone) = timeout_at(deadline, self.changing_membership()).await else {
             return Err(MembershipError::Refused("another change of the membership is under way".to_owned()));
         };
+        self.finish_change().await.map_err(MembershipError::Refused)?;
         let metrics = self.metrics();
         let membership = metrics.membership_config.membership();
         let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
@@ -183,6 +239,15 @@ impl Group {
         }
         if voters.is_subset(&ids) {
             return Err(MembershipError::LastVoter(instance.clone()));
+        }
+        // It takes a majority of those who stay to commit this; without one there would be no way back.
+        let staying: Vec<NodeId> = voters.difference(&ids).copied().collect();
+        if staying.len() < voters.len() {
+            let own = staying.iter().filter(|id| **id == self.own_node()).count();
+            let answering = own + self.answering(staying.iter().copied()).await.len();
+            if answering <= staying.len() / 2 {
+                return Err(MembershipError::Needed { instance: instance.clone(), answering, staying: staying.len() });
+            }
         }
         let (with_vote, without): (BTreeSet<NodeId>, BTreeSet<NodeId>) =
             ids.into_iter().partition(|id| voters.contains(id));
@@ -307,8 +372,16 @@ impl Group {
     async fn successors(&self) -> Vec<NodeId> {
         let metrics = self.metrics();
         let membership = metrics.membership_config.membership();
+        let others = membership.voter_ids().filter(|id| Some(*id) != metrics.current_leader);
+        let mut answering = self.answering(others).await;
+        answering.sort_by_key(|id| (Reverse(matched(&metrics, *id)), *id));
+        answering
+    }
+
+    /// Those of `ids`, other than this instance, whose process is there; asked at once.
+    async fn answering(&self, ids: impl Iterator<Item = NodeId>) -> Vec<NodeId> {
         let mut asking = JoinSet::new();
-        for id in membership.voter_ids().filter(|id| Some(*id) != metrics.current_leader) {
+        for id in ids.filter(|id| *id != self.own_node()) {
             let group = self.clone();
             asking.spawn(async move { group.answers(id).await.then_some(id) });
         }
@@ -316,9 +389,16 @@ impl Group {
         while let Some(asked) = asking.join_next().await {
             answering.extend(asked.ok().flatten());
         }
-        answering.sort_by_key(|id| (Reverse(matched(&metrics, *id)), *id));
         answering
     }
+}
+
+fn name_is_taken(node: &MemberNode) -> String {
+    format!("an instance named {} is a member and answers: two instances must not share a name", node.instance_id)
+}
+
+fn is_half_done(metrics: &RaftMetrics<TypeConfig>) -> bool {
+    metrics.current_leader == Some(metrics.id) && metrics.membership_config.membership().get_joint_config().len() > 1
 }
 
 /// The last log index that the leader knows to be on the disk of `id`.

@@ -154,6 +154,7 @@ pub struct Running {
     server: JoinHandle<()>,
     stop_server: oneshot::Sender<()>,
     formation: JoinHandle<()>,
+    changes: JoinHandle<()>,
     snapshots: JoinHandle<()>,
     clock: JoinHandle<()>,
     engine: Arc<Engine>,
@@ -244,6 +245,7 @@ impl Node {
         });
         let snapshots = tokio::spawn(snapshots::run(group.clone(), engine.counters().clone(), snapshot_every));
         let clock = tokio::spawn(clock::follow(group.clone()));
+        let changes = tokio::spawn(group.clone().finish_changes());
         let formation = tokio::spawn(formation::become_member(group.clone(), own, options.formation, security));
         let node = Self {
             proposer: Proposer::spawn(group.clone()),
@@ -251,7 +253,7 @@ impl Node {
             counters: engine.counters().clone(),
             group: group.clone(),
         };
-        Ok((node, Running { group, server, stop_server, formation, snapshots, clock, engine }))
+        Ok((node, Running { group, server, stop_server, formation, changes, snapshots, clock, engine }))
     }
 
     pub fn instance_id(&self) -> &InstanceId {
@@ -453,6 +455,7 @@ impl Running {
     /// Stops taking part, and closes the listener. The data directory stays locked until the last handle is gone.
     pub async fn stop(self) {
         self.formation.abort();
+        self.changes.abort();
         self.snapshots.abort();
         self.clock.abort();
         // Nobody may be listening any more.

@@ -271,7 +271,8 @@ async fn settle(group: Group, mut batch: Vec<Waiting>) {
     }
 }
 
-async fn read_index_there(group: &Group, leader: u64, timeout: Duration) -> Result<u64, String> {
+/// Asks another instance, as only members may.
+pub(crate) async fn read_index_there(group: &Group, leader: u64, timeout: Duration) -> Result<u64, String> {
     let (instance, addr) =
         group.address_of(leader).ok_or_else(|| format!("the address of node {leader} is not known"))?;
     if group.peers().is_cut(&instance) {

@@ -433,6 +433,45 @@ async fn a_leader_that_is_removed_knows_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_voter_without_whom_nothing_could_be_decided_stays() {
+    let mut cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    let (down, needed) = ((leader + 1) % 3, (leader + 2) % 3);
+    cluster.stop(down).await;
+    let id = |at: usize| cluster.members[at].id.clone();
+    for by in [leader, needed] {
+        let refused = cluster.node(by).remove(&id(needed), CALL).await.unwrap_err();
+        assert!(refused.to_string().contains("only 1 of 2 voters would answer"), "{refused}");
+    }
+    cluster.append(leader, "s", "a", "nothing was changed").await;
+    // The one that is lost may go, and then a cluster of two shrinks to one.
+    cluster.node(leader).remove(&id(down), CALL).await.unwrap();
+    cluster.until(leader, "two voters", |status| status.voter_count() == 2).await;
+    cluster.node(leader).remove(&id(needed), CALL).await.unwrap();
+    cluster.append(leader, "s", "b", "alone").await;
+}
+
+/// Whoever changes the voters gives up between the two halves of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_the_voters_that_was_left_half_done_is_finished() {
+    let cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    let (removed, node) = (cluster.members[(leader + 2) % 3].id.clone(), cluster.node(leader));
+    let before = node.status().last_log_index;
+    let first_half = async {
+        while node.status().last_log_index == before {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        done = node.remove(&removed, PATIENCE) => done.unwrap(),
+        () = first_half => {}
+    }
+    cluster.until(leader, "two voters", |status| status.voter_count() == 2).await;
+    cluster.append(leader, "s", "a", "two").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn leadership_is_offered_only_to_those_who_answer() {
     let mut cluster = Cluster::start(3).await;
     let leader = cluster.leader().await;

@@ -87,6 +87,7 @@ fn refused(error: MembershipError) -> ClusterError {
         MembershipError::NotAMember(_) => ErrorCode::NotFound,
         MembershipError::NotAVoter(_)
         | MembershipError::LastVoter(_)
+        | MembershipError::Needed { .. }
         | MembershipError::NobodyElse
         | MembershipError::NoAnswer(_)
         | MembershipError::Behind { .. }

@@ -100,8 +100,11 @@ impl Service {
     /// session through others for ever, and be given turns that it never hears of.
     fn admit_member(&self, header: Option<pb::Header>, peer: Option<&PeerIdentity>) -> Result<Group, Status> {
         let (group, from) = self.admit(header, peer)?;
-        if group.instance_of(from).is_none() {
+        if group.has_removed(from) {
             return Err(Status::permission_denied(REMOVED));
+        }
+        if group.instance_of(from).is_none() {
+            return Err(Status::permission_denied("it is no member, as far as this instance knows"));
         }
         Ok(group)
     }
