@@ -1,5 +1,5 @@
 //! Arguments in, a subcommand's report out. Exit code 0: passed; 1: something was found; 2: the harness itself
-//! failed, or a run proved too little; 3: the command line is wrong.
+//! failed, or a run proved too little; 3: the command line cannot be read.
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -70,7 +70,7 @@ impl Command {
 }
 
 /// Not the 2 that clap gives, which is a run without a verdict.
-const WRONG_COMMAND_LINE: u8 = 3;
+const UNREADABLE: u8 = 3;
 
 fn main() -> ExitCode {
     let command = match Arguments::try_parse() {
@@ -78,7 +78,7 @@ fn main() -> ExitCode {
         Err(error) => {
             // To standard error, or for --help and --version to standard output; if that is gone nobody reads it.
             let _printed = error.print();
-            return if error.use_stderr() { ExitCode::from(WRONG_COMMAND_LINE) } else { ExitCode::SUCCESS };
+            return if error.use_stderr() { ExitCode::from(UNREADABLE) } else { ExitCode::SUCCESS };
         }
     };
     // Before there are other threads: namespaces are for a whole process, and are entered by starting it in them.

@@ -25,6 +25,7 @@ use crate::cluster::{self, Cluster, Names};
 use crate::figures::{Summary, micros};
 use crate::network::Balancer;
 use crate::network::program::{Kind, Program};
+use crate::process::Process;
 use crate::workloads::channels::{GIVE_UP, Platform, Talk, Telegram, judge_answers};
 
 const TOKEN: &str = "rolling-rolling-rolling-rolling-r";
@@ -444,8 +445,11 @@ async fn measure(
             let begin = Instant::now();
             let which = format!("round {round}, instance {}", index + 1);
             let replaced = replace(cluster, index, openclaw, front, options).await;
-            anomalies.extend(replaced.with_context(|| which.clone())?.map(|odd| format!("{which}: {odd}")));
             took.push(begin.elapsed());
+            anomalies.extend(replaced.with_context(|| which.clone())?.iter().map(|odd| format!("{which}: {odd}")));
+            if options.by != Procedure::Guide {
+                tokio::time::sleep(PAUSE).await;
+            }
         }
         eprintln!("round {round} of {}: {} requests so far", options.rounds, load.done.load(Ordering::Relaxed));
         tokio::time::sleep(BETWEEN).await;
@@ -541,21 +545,20 @@ async fn replace(
     openclaw: &Path,
     front: &Front,
     options: &Options,
-) -> Result<Option<String>> {
-    let mut odd = None;
+) -> Result<Vec<String>> {
+    let mut odd = Vec::new();
     match options.by {
         Procedure::Ours => {
             let (ended, said) = maintenance(cluster, index, openclaw).await?;
-            ensure!(ended, "maintenance on: {said}");
-            let process = &mut cluster.instance(index).process;
-            process.terminate()?;
-            let ended = process.wait_exit(READY).await?;
-            if !ended.success() {
-                odd = Some(format!("ended with {ended}: {}", process.log_tail()));
+            if !ended {
+                odd.push(format!("maintenance on: {said}"));
+            }
+            match stop(&mut cluster.instance(index).process, READY).await? {
+                Ended::Badly(what) | Ended::Late(what) => odd.push(what),
+                Ended::Well => {}
             }
             cluster.start_one(index)?;
             cluster.instance(index).wait_ready(READY).await?;
-            tokio::time::sleep(PAUSE).await;
         }
         Procedure::Guide => {
             let (ended, said) = maintenance(cluster, index, openclaw).await?;
@@ -563,10 +566,10 @@ async fn replace(
                 eprintln!("maintenance on: {said}");
             }
             tokio::time::sleep(GUIDE_SLEEPS).await;
-            let process = &mut cluster.instance(index).process;
-            process.terminate()?;
-            if process.wait_exit(Duration::from_secs(options.grace)).await.is_err() {
-                process.kill()?;
+            match stop(&mut cluster.instance(index).process, Duration::from_secs(options.grace)).await? {
+                Ended::Badly(what) => odd.push(what),
+                // That it is killed in the end is the procedure.
+                Ended::Well | Ended::Late(_) => {}
             }
             cluster.start_one(index)?;
             let client = front.client();
@@ -581,10 +584,29 @@ async fn replace(
             tokio::time::sleep(BETWEEN).await;
             cluster.start_one(index)?;
             cluster.instance(index).wait_ready(READY).await?;
-            tokio::time::sleep(PAUSE).await;
         }
     }
     Ok(odd)
+}
+
+/// How a process ended that was asked to.
+enum Ended {
+    Well,
+    Badly(String),
+    /// It had to be killed.
+    Late(String),
+}
+
+async fn stop(process: &mut Process, within: Duration) -> Result<Ended> {
+    process.terminate()?;
+    Ok(match process.wait_exit(within).await {
+        Ok(status) if status.success() => Ended::Well,
+        Ok(status) => Ended::Badly(format!("ended with {status}: {}", process.log_tail())),
+        Err(error) => {
+            process.kill()?;
+            Ended::Late(format!("{error:#}"))
+        }
+    })
 }
 
 /// Runs the command that scripts run, beside the instance.

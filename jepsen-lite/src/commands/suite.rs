@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use serde_json::json;
 
 use super::{Common, Report, report, rerun, run};
 use crate::nemesis::Kind;
@@ -69,7 +70,7 @@ pub struct Options {
 /// Runs them.
 ///
 /// # Errors
-/// When no run came so far as to leave anything, or the page cannot be written.
+/// When there is no directory for the runs, or no binary.
 pub async fn run(options: Options) -> Result<Report> {
     let openclaw = options.common.openclaw()?;
     let directory = match options.common.directory()? {
@@ -101,7 +102,13 @@ pub async fn run(options: Options) -> Result<Report> {
         }
         outcomes.push(settled);
     }
-    let mut report = report::over(&directory, of_all(&outcomes))?;
+    let outcome = of_all(&outcomes);
+    // Where there is nothing to report of, as on a disk that is full, that is what is reported.
+    let nothing = |error: anyhow::Error| {
+        let text = format!("{error:#}\n{}", if outcome == Outcome::Failed { "FAILED" } else { word(outcome) });
+        Report::of(text, json!({"outcome": outcome, "error": format!("{error:#}")}), outcome)
+    };
+    let mut report = report::over(&directory, outcome).or_else(nothing)?;
     for note in notes {
         report.text.push_str(&format!("\n{note}"));
     }
@@ -220,7 +227,7 @@ mod tests {
     fn only_what_came_too_late_is_repeated_and_only_a_pass_clears_it() {
         let late = |anomaly| verdict(Outcome::Failed, Some(anomaly)).unwrap().is_late_alone();
         assert!(late("hung") && late("unowned"));
-        for anomaly in ["lost", "doubled", "stale-read", "token-fell", "owner", "diverged", "answers"] {
+        for anomaly in ["lost", "doubled", "stale-read", "token-fell", "owner", "diverged", "answers", "instance"] {
             assert!(!late(anomaly), "{anomaly}");
         }
         let mut alarmed = verdict(Outcome::Failed, Some("hung")).unwrap();

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::time::sleep;
@@ -58,8 +58,10 @@ impl Nemesis {
     /// time that `step` gives them, or what they need; the others stay in force until [`Self::heal`]. `in_force` is called
     /// when rules between instances, which take a while to be loaded, begin to be.
     ///
+    /// What an instance must not do, such as not to start again, is [`Injected::Wrong`].
+    ///
     /// # Errors
-    /// When the harness fails, or an instance does what it must not: it does not start again, or starts with a damaged log.
+    /// When the harness fails.
     pub async fn inject(&mut self, cluster: &mut Cluster, step: &Step, in_force: impl FnOnce()) -> Result<Injected> {
         let until = Instant::now() + step.lasts();
         let mut rng = StdRng::seed_from_u64(step.choice);
@@ -168,11 +170,13 @@ impl Nemesis {
             }
             Kind::Slow | Kind::Rough => reshape(cluster, kind, rng)?,
             Kind::Flap => flap(cluster, target, until).await?,
-            Kind::RollingRestart => rolling_restart(cluster, target).await?,
+            Kind::RollingRestart => return rolling_restart(cluster, target).await,
             Kind::MoveLeadership => return move_leadership(cluster, target, until).await,
             Kind::WipeOne => {
                 cluster.instance(target).process.kill()?;
-                begin_anew(cluster, target).await?;
+                if let Some(wrong) = begin_anew(cluster, target).await? {
+                    return Ok(wrong);
+                }
                 name(cluster, target)
             }
             Kind::ReplaceOne => return replace(cluster, target).await,
@@ -180,7 +184,9 @@ impl Nemesis {
                 cluster.instance(target).process.kill()?;
                 let what = cluster.tear_unsynced(target, rng).await?;
                 cluster.start_one(target)?;
-                cluster.instance(target).wait_ready(RESTART).await.with_context(|| what.clone())?;
+                if let Err(error) = cluster.instance(target).wait_ready(RESTART).await {
+                    return Ok(Injected::Wrong(format!("{what}: {error:#}")));
+                }
                 what
             }
             Kind::DamagedLog => {
@@ -197,7 +203,9 @@ impl Nemesis {
                     if instance.client().is_ready().await {
                         break None;
                     }
-                    ensure!(began.elapsed() < RESTART, "{what}: neither ready nor at its end after {RESTART:?}");
+                    if began.elapsed() > RESTART {
+                        return Ok(Injected::Wrong(format!("{what}: neither ready nor at its end after {RESTART:?}")));
+                    }
                     sleep(LOOK).await;
                 };
                 if ended != Some(DAMAGED) {
@@ -206,7 +214,9 @@ impl Nemesis {
                         None => format!("{what}: it started with a damaged log"),
                     }));
                 }
-                begin_anew(cluster, target).await?;
+                if let Some(wrong) = begin_anew(cluster, target).await? {
+                    return Ok(wrong);
+                }
                 what
             }
             Kind::ClockJump => {
@@ -222,12 +232,13 @@ impl Nemesis {
             }
             Kind::FailingFsync => {
                 self.syncs.push(cluster.failing_fsync(target).await?);
-                let status = cluster.instance(target).process.wait_exit(RESTART).await?;
-                ensure!(
-                    status.code() == Some(STOPPED),
-                    "its syncs fail: it ended with {status}, and not with {STOPPED}"
-                );
-                name(cluster, target)
+                let id = name(cluster, target);
+                let said = match cluster.instance(target).process.wait_exit(RESTART).await {
+                    Ok(status) if status.code() == Some(STOPPED) => return Ok(Injected::Installed(id)),
+                    Ok(status) => format!("it ended with {status}, and not with {STOPPED}"),
+                    Err(error) => format!("{error:#}"),
+                };
+                return Ok(Injected::Wrong(format!("the syncs of {id} fail: {said}")));
             }
             Kind::PowerCutOne => {
                 cluster.power_cut(&[target]).await?;
@@ -339,17 +350,23 @@ async fn flap(cluster: &Cluster, target: usize, until: Instant) -> Result<String
     Ok(format!("{}, {times} times", name(cluster, target)))
 }
 
-async fn rolling_restart(cluster: &mut Cluster, first: usize) -> Result<String> {
+async fn rolling_restart(cluster: &mut Cluster, first: usize) -> Result<Injected> {
     let count = cluster.len();
     for offset in 0..count {
         let index = (first + offset) % count;
         cluster.instance(index).process.terminate()?;
-        let status = cluster.instance(index).process.wait_exit(RESTART).await?;
-        ensure!(status.success(), "{} ended with {status}", cluster.instance(index).id);
+        let instance = cluster.instance(index);
+        match instance.process.wait_exit(RESTART).await {
+            Ok(status) if status.success() => {}
+            Ok(status) => return Ok(Injected::Wrong(format!("{} ended with {status}", instance.id))),
+            Err(error) => return Ok(Injected::Wrong(format!("{error:#}"))),
+        }
         cluster.start_one(index)?;
-        cluster.instance(index).wait_ready(RESTART).await?;
+        if let Err(error) = cluster.instance(index).wait_ready(RESTART).await {
+            return Ok(Injected::Wrong(format!("{error:#}")));
+        }
     }
-    Ok(format!("all, from {} on", name(cluster, first)))
+    Ok(Injected::Installed(format!("all, from {} on", name(cluster, first))))
 }
 
 async fn move_leadership(cluster: &Cluster, first: usize, until: Instant) -> Result<Injected> {
@@ -383,17 +400,18 @@ async fn replace(cluster: &mut Cluster, target: usize) -> Result<Injected> {
             eprintln!("{id} may be removed: {message}");
         }
     }
-    cluster.instance(target).process.wait_exit(RESTART).await.context("an instance that was removed ends")?;
-    begin_anew(cluster, target).await?;
-    Ok(Injected::Installed(id))
+    if let Err(error) = cluster.instance(target).process.wait_exit(RESTART).await {
+        return Ok(Injected::Wrong(format!("it was removed: {error:#}")));
+    }
+    Ok(begin_anew(cluster, target).await?.unwrap_or(Injected::Installed(id)))
 }
 
-/// Starts a stopped instance with nothing, and waits until it is a member.
-async fn begin_anew(cluster: &mut Cluster, target: usize) -> Result<()> {
+/// Starts a stopped instance with nothing, and waits until it is a member. Says what goes wrong with that.
+async fn begin_anew(cluster: &mut Cluster, target: usize) -> Result<Option<Injected>> {
     cluster.wipe(target)?;
     cluster.start_one(target)?;
-    cluster.instance(target).wait_ready(RESTART).await?;
-    Ok(())
+    let ready = cluster.instance(target).wait_ready(RESTART).await;
+    Ok(ready.err().map(|error| Injected::Wrong(format!("with an empty directory: {error:#}"))))
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::checkers::convergence::{self, Held};
-use crate::checkers::{Check, leases};
+use crate::checkers::{Check, Found, leases};
 use crate::client::{Client, Protocol, Reply};
 use crate::clock::Skew;
 use crate::cluster::{self, Cluster, Names};
@@ -45,6 +45,8 @@ const POLL: Duration = Duration::from_millis(50);
 /// Of an instance that has a disk of its own.
 const DISK: u64 = 256 << 20;
 
+const PLAN: &str = "plan.json";
+
 /// Where a run happens.
 #[derive(Debug, Clone)]
 pub struct Place {
@@ -67,37 +69,47 @@ pub struct Done {
 /// # Errors
 /// When the harness itself fails: instances that do not start, a fault that cannot be undone.
 pub async fn execute(plan: &Plan, place: &Place, rerun: String) -> Result<Done> {
-    let (names, shared, broken) = (Names::default(), Shared::default(), Broken::default());
+    if let Some(directory) = &place.directory {
+        write(&directory.join(PLAN), plan)?;
+    }
+    let names = Names::default();
     let stage = Stage::set(&plan.workloads, &names).await?;
     let mut cluster = start(plan, place, &stage, &names).await?;
+    let done = conduct(plan, place, &stage, &mut cluster, rerun).await;
+    done.inspect_err(|_| cluster.keep())
+}
+
+async fn conduct(plan: &Plan, place: &Place, stage: &Stage, cluster: &mut Cluster, rerun: String) -> Result<Done> {
+    let (shared, broken) = (Shared::default(), Broken::default());
     let directory = cluster.directory().context("no directory")?.to_owned();
-    write(&directory.join("plan.json"), plan)?;
+    write(&directory.join(PLAN), plan)?;
     let begin = Instant::now();
     let clients = cluster.clients(Protocol::Http1, Duration::from_secs(10));
     let ids: Vec<String> = cluster.instances().iter().map(|instance| instance.id.to_string()).collect();
     let watch = Watch::start(&ids, &clients, stage.has_accounts(), &shared);
     let cast = stage.enter(plan, cluster.instances(), &clients, &broken, &shared).await?;
     let mut run = Run {
-        cluster: &mut cluster,
+        cluster,
         shared: &shared,
         broken: &broken,
         nemesis: Nemesis::default(),
         problems: Vec::new(),
+        wrong: Vec::new(),
         healed: Vec::new(),
     };
     let faults = run.schedule(plan).await?;
     shared.progress.stop();
     let seconds = begin.elapsed().as_secs_f64();
     let settled = run.settle().await;
-    let Run { mut problems, healed, .. } = run;
-    let mut checks = Vec::new();
-    match settled {
-        Ok(()) => {
-            checks.extend(cast.judge(cluster.instances(), &healed).await?.checks);
-            checks.push(converged(&ids, &clients).await);
-        }
+    if let Err(error) = &settled {
         // Nothing that needs an answer can be judged any more.
-        Err(error) => problems.push(format!("{error:#}")),
+        run.not_ready("in the end", error)?;
+    }
+    let Run { mut problems, wrong, healed, .. } = run;
+    let mut checks = vec![instances(&wrong)];
+    if settled.is_ok() {
+        checks.extend(cast.judge(cluster.instances(), &healed).await?.checks);
+        checks.push(converged(&ids, &clients).await);
     }
     let told = watch.stop().await?;
     if stage.has_accounts() {
@@ -158,6 +170,17 @@ fn lacks(plan: &Plan, faults: &[Fault], operations: &BTreeMap<String, Counts>) -
     missing.chain(few).collect()
 }
 
+/// That instances end, start and refuse as they must.
+fn instances(wrong: &[String]) -> Check {
+    let found = |message: &String| Found { anomaly: "instance".to_owned(), message: message.clone(), ops: Vec::new() };
+    Check {
+        checker: "instances".to_owned(),
+        decided: true,
+        figures: serde_json::json!({}),
+        found: wrong.iter().map(found).collect(),
+    }
+}
+
 /// Asks all instances for their state's hash until all are compared, or a difference is found.
 async fn converged(ids: &[String], clients: &[Client]) -> Check {
     let deadline = Instant::now() + RECOVERY;
@@ -184,7 +207,10 @@ struct Run<'a> {
     shared: &'a Shared,
     broken: &'a Broken,
     nemesis: Nemesis,
+    /// What did not come in time.
     problems: Vec<String>,
+    /// What an instance did that it must not, however slow the machine is.
+    wrong: Vec<String>,
     /// When what was broken was whole again.
     healed: Vec<Instant>,
 }
@@ -233,14 +259,14 @@ impl Run<'_> {
             Injected::Installed(what) => (what, true),
             Injected::Skipped(why) => (why, false),
             Injected::Wrong(what) => {
-                self.problems.push(format!("fault {number} ({kind}): {what}"));
+                self.wrong.push(format!("fault {number} ({kind}): {what}"));
                 (what, true)
             }
         };
         recorder.fault(number, &kind, if installed { Phase::Healed } else { Phase::Skipped }, &detail);
         let again = tokio::time::timeout(RECOVERY, progress.first_after_mark()).await.ok();
         if let Err(error) = self.cluster.wait_all_ready(READY).await {
-            self.problems.push(format!("after fault {number} ({kind}): {error:#}"));
+            self.not_ready(&format!("after fault {number} ({kind})"), &error)?;
         } else {
             recorder.fault(number, &kind, Phase::Recovered, "");
             self.healed.push(Instant::now());
@@ -248,6 +274,17 @@ impl Run<'_> {
         let ms = |since: Instant, until: Instant| until.saturating_duration_since(since).as_secs_f64() * 1000.0;
         let write_after_ms = during.filter(|_| step.kind.leaves_a_majority()).map(|at| ms(begun, at));
         Ok(Fault { number, kind, detail, installed, write_after_ms, recovery_ms: again.map(|at| ms(healed, at)) })
+    }
+
+    /// An instance that has ended by itself is another matter than one that takes its time.
+    fn not_ready(&mut self, when: &str, error: &anyhow::Error) -> Result<()> {
+        let mut ended = false;
+        for index in 0..self.cluster.len() {
+            ended |= !self.cluster.instance(index).process.is_running()?;
+        }
+        let list = if ended { &mut self.wrong } else { &mut self.problems };
+        list.push(format!("{when}: {error:#}"));
+        Ok(())
     }
 
     /// Everything is healed: all instances come to the same log index.

@@ -20,7 +20,7 @@ pub struct Verdict {
     /// By kind, as the history names them.
     pub operations: BTreeMap<String, Counts>,
     pub checks: Vec<Check>,
-    /// What was wrong beside the checks: a fault that never happened, too few operations, a cluster that did not come back.
+    /// What was wrong beside the checks: a fault that never happened, too few operations, a cluster that did not come back in time.
     pub problems: Vec<String>,
     /// Lines of the instances' logs that tell of a panic.
     pub alarms: Vec<String>,
@@ -44,7 +44,8 @@ const LATE: [&str; 2] = ["hung", "unowned"];
 
 impl Verdict {
     /// Whether something was found, and all of it may come from a machine that is too slow: what was late, and problems, which
-    /// are waits that ended. Never so what must not be however slow a machine is: anything lost, doubled, stale or out of order.
+    /// are waits that ended. Never so what must not be however slow a machine is: anything lost, doubled, stale or out of order,
+    /// and an instance that ends or starts as it must not.
     pub fn is_late_alone(&self) -> bool {
         let mut found = self.checks.iter().flat_map(|check| &check.found);
         self.outcome == Outcome::Failed
