@@ -138,6 +138,8 @@ fi
 # shellcheck source=/dev/null
 [ -z "$hooks" ] || source "$hooks"
 [ "${#instances[@]}" -gt 0 ] || wrong "name the machines of the instances"
+# A compose file or .env that cannot be read would be found out with an instance drained.
+[ "$via" = ssh ] || [ -n "$hooks" ] || timeout "$answer" "${compose[@]}" config > /dev/null || fail "docker compose cannot read its files"
 
 # -- What is true --------------------------------------------------------------------------------------------------------
 
@@ -215,7 +217,7 @@ drain() {
         [ "$SECONDS" -lt "$deadline" ] || fail "$1 cannot be taken out of service, even after $drain s"
         sleep 1
         ;;
-      1) fail "$1 still had turns running after $drain s; --drain gives them longer" ;;
+      1) fail "$1 had not drained after $drain s, as it says above; --drain gives it longer" ;;
       *) fail "$1: 'openclaw maintenance on' failed with exit code $code" ;;
     esac
   done

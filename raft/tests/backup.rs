@@ -14,6 +14,7 @@ use openclaw_raft::{Formation, Links, Node, OpenError, Options, Running, Securit
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const CALL: Duration = Duration::from_secs(5);
@@ -175,7 +176,7 @@ async fn a_backup_of_a_working_node_becomes_a_new_cluster_that_goes_on_where_it_
     assert_eq!(*trailer.state_sha256, hash);
 
     let options = options(dir.path());
-    let restored = backup::restore(options.clone(), &*bytes).await.unwrap();
+    let restored = backup::restore(options.clone(), &*bytes, &CancellationToken::new()).await.unwrap();
     assert_eq!(restored.trailer, trailer);
     // What lies in the new directory is the backup, but for what must not come again.
     let mut again = Vec::new();
@@ -211,7 +212,7 @@ async fn a_stopped_directory_gives_a_backup_with_all_of_its_log() {
     let header = BackupReader::new(&*bytes).unwrap().header().clone();
     assert_eq!((header.applied.unwrap().index, &*trailer.state_sha256), (index, &hash[..]));
     let options = options(dir.path());
-    let restored = backup::restore(options.clone(), &*bytes).await.unwrap();
+    let restored = backup::restore(options.clone(), &*bytes, &CancellationToken::new()).await.unwrap();
     judge(&options.data_dir, &texts, &restored, &old, token).await;
 
     let nowhere = backup::of_stopped(&dir.path().join("nowhere"), &stamp(), Vec::new()).unwrap_err();
@@ -228,23 +229,24 @@ async fn what_cannot_be_restored_leaves_nothing_behind() {
     let options = options(dir.path());
     let parent = options.data_dir.parent().unwrap().to_owned();
 
-    let truncated = backup::restore(options.clone(), &bytes[..bytes.len() - 40]).await.unwrap_err();
+    let truncated =
+        backup::restore(options.clone(), &bytes[..bytes.len() - 40], &CancellationToken::new()).await.unwrap_err();
     assert!(matches!(&truncated, RestoreError::Backup(error) if error.is_damage()), "{truncated}");
     let same = RestoreOptions { cluster_id: Some(node.cluster_id().clone()), ..options.clone() };
-    let same = backup::restore(same, &*bytes).await.unwrap_err();
+    let same = backup::restore(same, &*bytes, &CancellationToken::new()).await.unwrap_err();
     assert!(matches!(same, RestoreError::SameCluster(_)), "{same}");
     let unlisted =
         RestoreOptions { bootstrap: vec![(InstanceId::parse("node-2").unwrap(), "h:1".into())], ..options.clone() };
-    let unlisted = backup::restore(unlisted, &*bytes).await.unwrap_err();
+    let unlisted = backup::restore(unlisted, &*bytes, &CancellationToken::new()).await.unwrap_err();
     assert!(matches!(unlisted, RestoreError::NotInList(_)), "{unlisted}");
     assert_eq!(std::fs::read_dir(&parent).unwrap().count(), 0);
 
     std::fs::create_dir(&options.data_dir).unwrap();
     std::fs::write(options.data_dir.join("file"), "of somebody").unwrap();
-    let full = backup::restore(options.clone(), &*bytes).await.unwrap_err();
+    let full = backup::restore(options.clone(), &*bytes, &CancellationToken::new()).await.unwrap_err();
     assert!(matches!(full, RestoreError::NotEmpty { .. }), "{full}");
     std::fs::remove_file(options.data_dir.join("file")).unwrap();
-    backup::restore(options.clone(), &*bytes).await.unwrap();
+    backup::restore(options.clone(), &*bytes, &CancellationToken::new()).await.unwrap();
     assert_eq!(std::fs::read_dir(&parent).unwrap().count(), 1, "the empty directory was taken");
     drop(node);
     running.stop().await;

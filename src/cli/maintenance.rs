@@ -23,12 +23,12 @@ pub(super) struct Maintenance {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Stop taking new work, hand over leadership, and wait until running turns have ended
+    /// Stop taking new work, hand over leadership and bots, and wait until running turns have ended
     ///
     /// Waits first while the others could not do without this instance: one of them is down, behind, or in maintenance itself.
     On {
         /// Longest wait for the others and for running turns, in seconds. If the others were not ready by then nothing was
-        /// changed, and the exit code is 4; if turns still run maintenance stays on, and the exit code is 1
+        /// changed, and the exit code is 4; if turns still run, or a bot is not handed over, maintenance stays on, and the exit code is 1
         #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(0..=86_400))]
         timeout: u64,
         /// Do not wait for the others, even if nothing can be committed without this instance
@@ -128,16 +128,18 @@ fn waiting(state: &http::Maintenance) -> String {
 }
 
 fn render(state: &http::Maintenance) -> String {
+    let accounts = (state.channels > 0).then(|| ("bot accounts to hand over", state.channels.to_string()));
     let word = match (state.on, state.drained) {
         (false, _) => "off",
         (true, false) => "on, draining",
         (true, true) => "on, drained: safe to stop",
     };
-    facts([
+    let all = [
         ("instance", state.instance_id.clone()),
         ("maintenance", word.to_owned()),
         ("running turns", state.running_turns.to_string()),
-    ])
+    ];
+    facts(all.into_iter().chain(accounts))
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use openclaw_proto::raft as pb;
 use openraft::EntryPayload;
 use openraft::storage::RaftLogStorage;
 use prost::Message;
+use tokio_util::sync::CancellationToken;
 
 use super::engine::{Engine, OpenError};
 use super::log_store::LogStore;
@@ -152,6 +153,8 @@ pub enum RestoreError {
     Open(#[from] OpenError),
     #[error("what was written is not what was read: {0}")]
     Unlike(String),
+    #[error("stopped")]
+    Stopped,
 }
 
 impl RestoreError {
@@ -164,7 +167,8 @@ impl RestoreError {
             | Self::NotInList(_)
             | Self::Backup(_)
             | Self::Open(_)
-            | Self::Unlike(_) => false,
+            | Self::Unlike(_)
+            | Self::Stopped => false,
         }
     }
 }
@@ -172,11 +176,16 @@ impl RestoreError {
 /// Makes the data directory of a new cluster's first and only member from a backup.
 ///
 /// It is made under another name beside, and takes its own when it is whole, on disk, and was compared with the backup. So a
-/// backup that turns out to be damaged leaves nothing behind.
+/// backup that turns out to be damaged leaves nothing behind. `stop` is heeded between its parts, of which the longest writes and
+/// syncs all rows.
 ///
 /// # Errors
 /// [`RestoreError`]: nothing was restored.
-pub async fn restore(options: RestoreOptions, from: impl Read + Send) -> Result<Restored, RestoreError> {
+pub async fn restore(
+    options: RestoreOptions,
+    from: impl Read + Send,
+    stop: &CancellationToken,
+) -> Result<Restored, RestoreError> {
     let RestoreOptions { data_dir, instance_id, bootstrap, .. } = &options;
     if !bootstrap.is_empty() && !bootstrap.iter().any(|(id, _)| id == instance_id) {
         return Err(RestoreError::NotInList(instance_id.clone()));
@@ -198,7 +207,7 @@ pub async fn restore(options: RestoreOptions, from: impl Read + Send) -> Result<
             failed(source)
         }
     };
-    let filled = fill(&options, &work, from).await;
+    let filled = fill(&options, &work, from, stop).await;
     let result = filled.and_then(|restored| put_in_place(&work, data_dir, parent).map(|()| restored).map_err(placed));
     if result.is_err()
         && let Err(error) = fs::remove_dir_all(&work)
@@ -229,7 +238,13 @@ fn put_in_place(work: &Path, dir: &Path, parent: &Path) -> io::Result<()> {
 }
 
 /// Fills `work`, and has closed it when it returns.
-async fn fill(options: &RestoreOptions, work: &Path, from: impl Read + Send) -> Result<Restored, RestoreError> {
+async fn fill(
+    options: &RestoreOptions,
+    work: &Path,
+    from: impl Read + Send,
+    stop: &CancellationToken,
+) -> Result<Restored, RestoreError> {
+    let go_on = || if stop.is_cancelled() { Err(RestoreError::Stopped) } else { Ok(()) };
     let failed = |source| RestoreError::Storage { dir: work.to_owned(), source };
     let mut backup = BackupReader::new(from)?;
     let header = backup.header().clone();
@@ -260,13 +275,16 @@ async fn fill(options: &RestoreOptions, work: &Path, from: impl Read + Send) -> 
         CopyError::Disk(source) => failed(source),
     })?;
     let trailer = backup.trailer().cloned().unwrap_or_default();
+    go_on()?;
     let file = incoming.finish().await.map_err(failed)?;
     state.take_over(&meta, file).await.map_err(failed)?;
+    go_on()?;
     let kept = restored::kept_hash(&state.applied_rows().1).map_err(BackupError::from)?;
     if *trailer.kept_sha256 != kept {
         return Err(RestoreError::Unlike("the hashes of the rows that stay differ".to_owned()));
     }
 
+    go_on()?;
     let mut log = LogStore::open(engine.clone(), GroupId::ZERO).map_err(failed)?;
     log.purge(last).await.map_err(failed)?;
     // Elections go on from the term of the backup: terms of this cluster's log must not fall either.

@@ -91,13 +91,19 @@ pub(super) async fn run(arguments: Restore, json: bool) -> Result<Exit, Failure>
     let from: Box<dyn Read + Send> = if file == Path::new("-") { Box::new(io::stdin()) } else { Box::new(open(file)?) };
     let stop = CancellationToken::new();
     let from = Fetched::new(from, stop.clone())?;
-    // It removes what it began when its reader fails, so that is how it is stopped. After the last byte only what is short is left.
     let handle = Handle::current();
     let restoring = async {
-        let restored = on_a_thread(move || handle.block_on(backup::restore(options, from))).await?;
+        let stop = stop.clone();
+        let restored = on_a_thread(move || handle.block_on(backup::restore(options, from, &stop))).await?;
         restored.map_err(|error| failure(file, error))
     };
-    let restored = interrupt::or_signal(restoring, &stop, "nothing was restored").await?;
+    let restored = interrupt::or_signal(restoring, &stop, "nothing was restored").await.map_err(|mut failure| {
+        if failure.exit() == Exit::Interrupted {
+            let work = format!(".{instance_id}.restoring-*");
+            failure.details.push(format!("after a second signal {work} may be left beside the data directory"));
+        }
+        failure
+    })?;
     let report = Report {
         data_dir,
         instance_id,
@@ -202,6 +208,8 @@ fn failure(file: &Path, error: RestoreError) -> Failure {
         }
         RestoreError::Backup(error) => unreadable(file, &error),
         RestoreError::Open(OpenError::Locked { .. }) => Failure::new(Exit::InUse, text),
-        RestoreError::Open(_) | RestoreError::Storage { .. } | RestoreError::Unlike(_) => Failure::failed(text),
+        RestoreError::Open(_) | RestoreError::Storage { .. } | RestoreError::Unlike(_) | RestoreError::Stopped => {
+            Failure::failed(text)
+        }
     }
 }

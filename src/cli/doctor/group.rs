@@ -58,7 +58,10 @@ fn quorum(cluster: &Cluster, health: Option<&Health>) -> Finding {
     // Who led last is still named by an instance that hears of nobody any more; its health knows better. Its status is one
     // word, in which draining and maintenance stand before a quorum; the reasons are all of them.
     let Some(health) = health else {
-        return Finding::skipped(CHECK, format!("{own} did not say how it is"));
+        return match &cluster.leader {
+            Some(_) => Finding::skipped(CHECK, format!("{own} did not say how it is")),
+            None => Finding::problem(CHECK, format!("{own} hears of no leader"), "look at its log, and ask again"),
+        };
     };
     let is = |status, condition| {
         let mut reasons = health.detail.iter().flat_map(|detail| &detail.reasons);

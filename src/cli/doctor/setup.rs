@@ -72,13 +72,10 @@ fn judge_settings(config: &Config) -> Vec<Finding> {
     findings
 }
 
-/// Whether an instance runs on this machine, whatever it answers: it does if its admin socket took the connection (which it
-/// does also of a process that is frozen), and if it refused in a gateway's words.
+/// Whether the instance runs on this machine, whatever it answers: it does if its admin socket took the connection, which that
+/// of a frozen process does as well. Who refuses on its port may be anybody.
 pub(super) fn runs(accepted: bool, asked: &Result<http::Cluster, Failure>) -> bool {
-    match asked {
-        Ok(_) => true,
-        Err(failure) => accepted || failure.code.is_some(),
-    }
+    accepted || asked.is_ok()
 }
 
 /// What came of asking the instance on this machine.
@@ -226,7 +223,7 @@ mod tests {
         assert_eq!(found(false, Failure::new(Exit::Unreachable, "refused")), (false, Level::Skipped));
         assert_eq!(found(true, Failure::new(Exit::Unreachable, "no answer within 10 s")), (true, Level::Problem));
         let refused = Failure::answered(ErrorCode::Unauthorized, "the token is wrong", None);
-        assert_eq!(found(false, refused), (true, Level::Problem));
+        assert_eq!(found(false, refused), (false, Level::Problem), "by whoever listens there");
     }
 
     #[test]
