@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use futures::future::join_all;
+use futures::future::{BoxFuture, join_all};
 use openclaw_config::channels::Account;
 use openclaw_proto::ids::{ChannelAccount, InstanceId};
 use openclaw_proto::state::{Instance, Lease};
@@ -117,6 +117,9 @@ impl Supervisor {
         let (Ok(leases), Ok(instances)) = (self.context.store.leases(), self.context.store.instances()) else {
             return;
         };
+        // Side by side: each takes seconds when a platform is slow, and a stop waits for all.
+        let mut ends: Vec<BoxFuture<'_, ()>> = Vec::new();
+        let mut begins = Vec::new();
         for configured in &self.accounts {
             let account = configured.channel.account();
             let lease = leases.iter().find(|lease| lease.account == account.as_str());
@@ -134,26 +137,33 @@ impl Supervisor {
             }
             if let Some(one) = running.remove(account) {
                 given_up.insert(account.clone(), one.fencing_token);
-                if owned.is_some() && keep.is_none() {
-                    self.finish(account, &one).await;
-                }
-                self.stop(account, one).await;
-                if owned.is_some() && keep.is_none() {
-                    // Let go above; the state tells next what became of it.
+                let let_go = owned.is_some() && keep.is_none();
+                ends.push(Box::pin(async move {
+                    if let_go {
+                        self.finish(account, &one).await;
+                    }
+                    self.stop(account, one).await;
+                }));
+                if let_go {
+                    // The state tells next what became of it.
                     continue;
                 }
             } else if let Some((lease, _)) = owned
                 && (keep.is_none() || given_up.get(account).is_some_and(|token| lease.fencing_token <= *token))
             {
                 given_up.insert(account.clone(), lease.fencing_token);
-                self.release(account, lease.fencing_token).await;
+                ends.push(Box::pin(self.release(account, lease.fencing_token)));
                 continue;
             }
             if let Some((lease, stretch)) = keep
                 && given_up.get(account).is_none_or(|token| lease.fencing_token > *token)
             {
-                running.insert(account.clone(), self.start(configured, lease, stretch));
+                begins.push((configured, lease, stretch));
             }
+        }
+        join_all(ends).await;
+        for (configured, lease, stretch) in begins {
+            running.insert(configured.channel.account().clone(), self.start(configured, lease, stretch));
         }
     }
 
