@@ -36,6 +36,8 @@ struct Session {
     entries: Vec<String>,
     label: Option<String>,
     revision: u64,
+    /// The newest label and revision that an answer told: clients expect nothing else.
+    told: (Option<String>, u64),
     clients: [Option<Pending>; CLIENTS],
 }
 
@@ -76,6 +78,13 @@ impl Simulation {
                 }
                 Some(Pending { op, answer: Some(answer), .. }) => {
                     let lost = simulation.rng.random_ratio(1, LOST_ONE_IN);
+                    let told = &mut simulation.sessions[at].told;
+                    if let Answer::Register { label, revision, .. } = &answer
+                        && !lost
+                        && *revision > told.1
+                    {
+                        *told = (label.clone(), *revision);
+                    }
                     simulation.note(match lost {
                         true => What::Info { op, attempts: 1, message: "lost".to_owned() },
                         false => What::Ok { op, attempts: 1, answer },
@@ -164,7 +173,10 @@ fn main() {
         let (session, label) = (session.to_owned(), format!("label-{n}"));
         match rng.random_range(0..4) {
             0 => Call::Set { session, label, instance: 0 },
-            1 => Call::Cas { session, from: held.label.clone(), revision: held.revision, label, instance: 0 },
+            1 => {
+                let (from, revision) = held.told.clone();
+                Call::Cas { session, from, revision, label, instance: 0 }
+            }
             _ => Call::Get { session, instance: 0 },
         }
     });
