@@ -239,6 +239,10 @@ async fn what_cannot_be_restored_leaves_nothing_behind() {
         RestoreOptions { bootstrap: vec![(InstanceId::parse("node-2").unwrap(), "h:1".into())], ..options.clone() };
     let unlisted = backup::restore(unlisted, &*bytes, &CancellationToken::new()).await.unwrap_err();
     assert!(matches!(unlisted, RestoreError::NotInList(_)), "{unlisted}");
+    let stop = CancellationToken::new();
+    stop.cancel();
+    let stopped = backup::restore(options.clone(), &*bytes, &stop).await.unwrap_err();
+    assert!(matches!(stopped, RestoreError::Stopped), "{stopped}");
     assert_eq!(std::fs::read_dir(&parent).unwrap().count(), 0);
 
     std::fs::create_dir(&options.data_dir).unwrap();

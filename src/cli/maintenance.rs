@@ -154,6 +154,8 @@ mod tests {
             render(&state),
             "instance       node-1\nmaintenance    on, drained: safe to stop\nrunning turns  0\n"
         );
+        let waits = render(&http::Maintenance { channels: 2, drained: false, ..state.clone() });
+        assert!(waits.contains("on, draining") && waits.contains("bot accounts to hand over  2"), "{waits}");
         assert_eq!(waiting(&http::Maintenance { running_turns: 2, ..state }), "node-1: 2 turns are still running");
     }
 }
