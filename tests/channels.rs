@@ -176,7 +176,8 @@ async fn an_operator_moves_a_bot_by_its_short_name() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_webhook_is_taken_by_any_instance_with_the_secret_and_by_none_without() -> Result<()> {
     let (telegram, bot) = fake().await?;
-    let port = jepsen_lite::cluster::free_ports(1)?.first().copied().context("a port")?;
+    let ports = jepsen_lite::ports::Ports::reserve(1)?;
+    let port = ports[0];
     let settings = json!({
         "dmPolicy": "open",
         "allowFrom": ["*"],

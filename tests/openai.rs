@@ -12,8 +12,9 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use jepsen_lite::cluster::{Cluster, Options, free_ports};
+use jepsen_lite::cluster::{Cluster, Options};
 use jepsen_lite::fakes::{self, Handle, Protocol};
+use jepsen_lite::ports::Ports;
 use openclaw_config::models::{Api, Provider};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
@@ -97,11 +98,13 @@ struct Nginx {
     child: Child,
     address: SocketAddr,
     directory: tempfile::TempDir,
+    _ports: Ports,
 }
 
 impl Nginx {
     async fn start(front: Front, instances: &[SocketAddr]) -> Result<Self> {
-        let address = SocketAddr::from(([127, 0, 0, 1], free_ports(1)?[0]));
+        let ports = Ports::reserve(1)?;
+        let address = SocketAddr::from(([127, 0, 0, 1], ports[0]));
         let mut http = front.file().replace("listen 80;", &format!("listen {address};"));
         for (n, instance) in (1..).zip(instances) {
             http = http.replace(&format!("openclaw-{n}:3000"), &instance.to_string());
@@ -123,7 +126,7 @@ impl Nginx {
             .stdin(Stdio::null())
             .spawn()
             .context("start nginx")?;
-        let mut nginx = Self { child, address, directory };
+        let mut nginx = Self { child, address, directory, _ports: ports };
         let deadline = Instant::now() + SOON;
         while TcpStream::connect(address).await.is_err() {
             ensure!(nginx.child.try_wait()?.is_none(), "nginx ended: {}", nginx.log());

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -27,11 +27,9 @@ use crate::disk::Disk;
 use crate::lab::{self, Lab};
 use crate::network::proxies::Proxies;
 use crate::network::{Network, process_of};
+use crate::ports::Ports;
 use crate::process::{Process, Program};
 
-/// Ports to choose from: below the range from which the kernel takes ports for outgoing connections, so that nobody
-/// gets an instance's port while it is down.
-const PORTS: std::ops::Range<u16> = 12_000..32_000;
 const POLL: Duration = Duration::from_millis(10);
 /// How often a starting instance is asked whether it is ready: starts are measured by it.
 const READY_POLL: Duration = Duration::from_millis(2);
@@ -245,6 +243,8 @@ pub struct Cluster {
     // Dropped first, so that no process writes to a directory that is being removed.
     instances: Vec<Instance>,
     network: Option<Network>,
+    /// Reserved until all instances are gone.
+    _ports: Option<Ports>,
     token: Option<String>,
     names: Names,
     directory: Directory,
@@ -294,7 +294,7 @@ impl Cluster {
         let ids: Vec<InstanceId> = (1..=options.instances)
             .map(|n| InstanceId::parse(format!("node-{n}")).context("instance id"))
             .collect::<Result<_>>()?;
-        let (places, network) = places(options.instances, &options.environment).await?;
+        let (places, network, ports) = places(options.instances, &options.environment).await?;
         let mut settings = options.settings;
         let secrets = secrets(&mut settings, &options.environment);
         let bootstrap: Vec<Member> = ids
@@ -342,7 +342,15 @@ impl Cluster {
             let client = Client::new(http, Protocol::Http1, ASK).with_token(secrets.token.as_deref());
             instances.push(Instance { id, http, peer, data, process, client, disk, clock });
         }
-        Ok(Self { instances, network, token: secrets.token, names: options.names, directory, keep: false })
+        Ok(Self {
+            instances,
+            network,
+            _ports: ports,
+            token: secrets.token,
+            names: options.names,
+            directory,
+            keep: false,
+        })
     }
 
     pub fn len(&self) -> usize {
@@ -577,10 +585,10 @@ struct Place {
 }
 
 /// Finds a place for each instance, and makes the network between them.
-async fn places(count: usize, environment: &Environment) -> Result<(Vec<Place>, Option<Network>)> {
+async fn places(count: usize, environment: &Environment) -> Result<(Vec<Place>, Option<Network>, Option<Ports>)> {
     match environment {
         Environment::Loopback { proxied } => {
-            let ports = free_ports(count * 2)?;
+            let ports = Ports::reserve(count * 2)?;
             let peers: Vec<SocketAddr> = ports[count..].iter().map(|&port| local(port)).collect();
             let proxies = if *proxied { Some(Proxies::start(&peers).await?) } else { None };
             let place = |index: usize| Place {
@@ -589,7 +597,7 @@ async fn places(count: usize, environment: &Environment) -> Result<(Vec<Place>, 
                 reached: proxies.as_ref().map_or(peers[index], |proxies| proxies.address(index)),
                 through: Vec::new(),
             };
-            Ok(((0..count).map(place).collect(), proxies.map(Network::Proxies)))
+            Ok(((0..count).map(place).collect(), proxies.map(Network::Proxies), Some(ports)))
         }
         Environment::Namespaces(options) => {
             let lab = Lab::start(count, options)?;
@@ -598,7 +606,7 @@ async fn places(count: usize, environment: &Environment) -> Result<(Vec<Place>, 
                 let (http, peer) = (at(HTTP_PORT), at(PEER_PORT));
                 Ok(Place { http, peer, reached: peer, through: lab.through(index)? })
             };
-            Ok(((0..count).map(place).collect::<Result<_>>()?, Some(Network::Lab(lab))))
+            Ok(((0..count).map(place).collect::<Result<_>>()?, Some(Network::Lab(lab)), None))
         }
     }
 }
@@ -658,26 +666,6 @@ fn local(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
 }
 
-/// Ports that nobody listens on just now, all different.
-///
-/// # Errors
-/// When none are found after many tries.
-pub fn free_ports(count: usize) -> Result<Vec<u16>> {
-    let mut rng = rand::rng();
-    // All are held until all are found, so that none comes twice.
-    let mut held = Vec::new();
-    for _ in 0..count * 100 {
-        if held.len() == count {
-            break;
-        }
-        if let Ok(listener) = TcpListener::bind(local(rng.random_range(PORTS))) {
-            held.push(listener);
-        }
-    }
-    ensure!(held.len() == count, "only {} of {count} free ports were found", held.len());
-    held.iter().map(|listener| Ok(listener.local_addr().context("address of a port")?.port())).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -693,16 +681,6 @@ mod tests {
 
     fn pids(cluster: &Cluster) -> Vec<u32> {
         cluster.instances().iter().filter_map(|instance| instance.process.pid()).collect()
-    }
-
-    #[test]
-    fn free_ports_are_different_and_free() {
-        let ports = free_ports(20).unwrap();
-        let mut unique = ports.clone();
-        unique.sort_unstable();
-        unique.dedup();
-        assert_eq!(unique.len(), 20);
-        assert!(ports.iter().all(|port| PORTS.contains(port)));
     }
 
     #[tokio::test]
@@ -755,7 +733,7 @@ mod tests {
     #[test]
     fn a_connection_has_the_name_of_the_process_that_opened_it() {
         let (names, id) = (Names::default(), InstanceId::parse("node-1").unwrap());
-        let listener = TcpListener::bind(local(0)).unwrap();
+        let listener = std::net::TcpListener::bind(local(0)).unwrap();
         let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let ends = (client.local_addr().unwrap(), listener.local_addr().unwrap());
         assert_eq!(names.of(ends.0, ends.1), None);

@@ -4,7 +4,7 @@
 //! `openclaw-config`. It never links the server. Everything stays on loopback or in network namespaces of its own, and only processes that the
 //! harness started are ever signalled.
 //!
-//! Reading order: [`process`] (one child, dead when dropped), [`cluster`] (instances with their ports, directories and
+//! Reading order: [`process`] (one child, dead when dropped), [`ports`] (which it listens on), [`cluster`] (instances with their ports, directories and
 //! logs), [`network`] (what can be done to the links between them: by proxies on loopback, or in a lab; and a balancer), [`lab`]
 //! (network namespaces on a switch of our own), [`disk`] (a disk for an instance, and what disks do wrong), [`clock`] (clocks that are
 //! wrong), [`client`] (what an answer means: done, certainly not done, unknown), [`history`] (what was asked, answered, and when),
@@ -26,6 +26,7 @@ pub mod lab;
 pub mod names;
 pub mod nemesis;
 pub mod network;
+pub mod ports;
 pub mod process;
 pub mod report;
 pub mod run;

@@ -212,7 +212,7 @@ fn with_the_guides_environment_alone_an_instance_says_what_is_missing() -> Resul
 #[tokio::test(flavor = "multi_thread")]
 async fn with_the_guides_environment_and_a_token_no_second_cluster_begins_in_the_volume() -> Result<()> {
     let volume = tempfile::tempdir()?;
-    let ports: Vec<u16> = jepsen_lite::cluster::free_ports(4)?;
+    let ports = jepsen_lite::ports::Ports::reserve(4)?;
     let instance = |service: &str, at: usize| -> Result<Command> {
         let mut command = guides_instance(service, volume.path())?;
         // Three containers have three addresses; here it is one machine.

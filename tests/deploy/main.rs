@@ -12,13 +12,15 @@ mod systemd;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use jepsen_lite::cluster::{Cluster, Options};
+use jepsen_lite::ports::Ports;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use openclaw_config::{Loaded, Sources, load};
@@ -110,9 +112,13 @@ impl Drop for Server {
     }
 }
 
-/// An address that nobody listens on just now.
+/// An address for a server, which no other test is given.
 fn free() -> Result<SocketAddr> {
-    Ok(TcpListener::bind("127.0.0.1:0").context("find a port")?.local_addr()?)
+    static RESERVED: Mutex<Vec<Ports>> = Mutex::new(Vec::new());
+    let ports = Ports::reserve(1)?;
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, ports[0]));
+    RESERVED.lock().unwrap_or_else(PoisonError::into_inner).push(ports);
+    Ok(address)
 }
 
 /// Waits until something answers there.

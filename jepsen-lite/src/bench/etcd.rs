@@ -9,7 +9,7 @@ use prost::Message;
 
 use super::load::{self, Call};
 use crate::client::Protocol;
-use crate::cluster::free_ports;
+use crate::ports::Ports;
 use crate::process::{Process, Program};
 
 const MEMBERS: usize = 3;
@@ -39,6 +39,7 @@ impl PutRequest {
 pub struct Etcd {
     members: Vec<Process>,
     clients: Vec<SocketAddr>,
+    _ports: Ports,
 }
 
 impl Etcd {
@@ -47,7 +48,7 @@ impl Etcd {
     /// # Errors
     /// When one ends, or takes no write in time.
     pub async fn start(etcd: &Path, directory: &Path, within: Duration) -> Result<Self> {
-        let ports = free_ports(MEMBERS * 2)?;
+        let ports = Ports::reserve(MEMBERS * 2)?;
         let address = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
         let clients: Vec<SocketAddr> = ports[..MEMBERS].iter().copied().map(address).collect();
         let peers: Vec<SocketAddr> = ports[MEMBERS..].iter().copied().map(address).collect();
@@ -76,7 +77,7 @@ impl Etcd {
             member.start()?;
             members.push(member);
         }
-        let mut started = Self { members, clients };
+        let mut started = Self { members, clients, _ports: ports };
         started.wait_writable(within).await?;
         Ok(started)
     }
