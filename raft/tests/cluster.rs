@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
+use openclaw_proto::http::MemberRole;
 use openclaw_proto::ids::{InstanceId, SeqNum, SessionKey};
 use openclaw_proto::state::{AppendEntry, InboxKey, Role, command, outcome};
 use openclaw_raft::{
@@ -30,7 +31,16 @@ struct Member {
     id: InstanceId,
     dir: TempDir,
     addr: String,
+    /// What it says its address is, if that is another one.
+    advertised: Option<String>,
     running: Option<(Node, Running)>,
+}
+
+impl Member {
+    async fn new(name: &str) -> Self {
+        let addr = listen("127.0.0.1:0").await.local_addr().unwrap().to_string();
+        Self { id: id(name), dir: TempDir::new().unwrap(), addr, advertised: None, running: None }
+    }
 }
 
 struct Cluster {
@@ -81,15 +91,7 @@ impl Cluster {
         drop(tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init());
         let mut members = Vec::new();
         for number in 1..=count {
-            let listener = listen("127.0.0.1:0").await;
-            let addr = listener.local_addr().unwrap().to_string();
-            drop(listener);
-            members.push(Member {
-                id: id(&format!("node-{number}")),
-                dir: TempDir::new().unwrap(),
-                addr,
-                running: None,
-            });
+            members.push(Member::new(&format!("node-{number}")).await);
         }
         let mut cluster = Self { members, links: Links::default(), timing, security };
         let list = cluster.members.iter().map(|member| (member.id.clone(), member.addr.clone())).collect();
@@ -121,7 +123,7 @@ impl Cluster {
             cluster_id: None,
             data_dir: member.dir.path().to_owned(),
             listener: listen(&member.addr).await,
-            peer_addr: member.addr.clone(),
+            peer_addr: member.advertised.clone().unwrap_or_else(|| member.addr.clone()),
             http_addr: format!("http-of-{}", member.id),
             formation,
             security: self.security.clone(),
@@ -371,11 +373,7 @@ async fn a_cluster_of_one_grows_and_shrinks() {
     cluster.append(0, "s", "a", "alone").await;
     let door = cluster.members[0].addr.clone();
     for number in 2..=3 {
-        let listener = listen("127.0.0.1:0").await;
-        let addr = listener.local_addr().unwrap().to_string();
-        drop(listener);
-        let member = Member { id: id(&format!("node-{number}")), dir: TempDir::new().unwrap(), addr, running: None };
-        cluster.members.push(member);
+        cluster.members.push(Member::new(&format!("node-{number}")).await);
         cluster.run(number - 1, Formation::Join(vec![door.clone()])).await.unwrap();
         cluster.until(number - 1, "a voter", |status| status.voter_count() == number).await;
     }
@@ -402,15 +400,82 @@ async fn all_that_join_at_once_get_a_vote() {
     let mut cluster = Cluster::start(1).await;
     let door = cluster.members[0].addr.clone();
     for number in 2..=5 {
-        let addr = listen("127.0.0.1:0").await.local_addr().unwrap().to_string();
-        let member = Member { id: id(&format!("node-{number}")), dir: TempDir::new().unwrap(), addr, running: None };
-        cluster.members.push(member);
+        cluster.members.push(Member::new(&format!("node-{number}")).await);
     }
     for at in 1..5 {
         cluster.run(at, Formation::Join(vec![door.clone()])).await.unwrap();
     }
     cluster.until(0, "five voters", |status| status.voter_count() == 5).await;
     cluster.append(4, "s", "a", "five").await;
+}
+
+/// Two machines were given one name. The first is not to be thrown out for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_of_a_name_waits_until_the_first_is_gone() {
+    let mut cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    let (first, door) = ((leader + 1) % 3, cluster.members[leader].addr.clone());
+    let name = cluster.members[first].id.clone();
+    cluster.members.push(Member::new(name.as_str()).await);
+    let second = 3;
+    cluster.run(second, Formation::Join(vec![door])).await.unwrap();
+    let is_at = |status: &Status, addr: &str| {
+        status
+            .members
+            .iter()
+            .any(|member| member.instance_id == name && member.peer_addr == addr && member.role != MemberRole::Learner)
+    };
+    // It asks ten times in this time.
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(1) {
+        cluster.append(first, "s", &format!("{:?}", started.elapsed()), "as ever").await;
+        assert!(is_at(&cluster.node(leader).status(), &cluster.members[first].addr));
+    }
+    cluster.stop(first).await;
+    cluster.until(second, "in its place", |status| is_at(status, &cluster.members[second].addr)).await;
+    assert_eq!(cluster.node(leader).status().voter_count(), 3);
+    cluster.append(second, "s", "last", "from the second").await;
+}
+
+/// It is a learner by then, whom nobody can reach.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_was_wrong_is_corrected_by_a_start_with_the_right_one() {
+    let mut cluster = Cluster::start(3).await;
+    let (leader, joining) = (cluster.leader().await, 3);
+    let formation = Formation::Join(vec![cluster.members[leader].addr.clone()]);
+    cluster.members.push(Member::new("node-4").await);
+    let nobody = listen("127.0.0.1:0").await.local_addr().unwrap().to_string();
+    cluster.members[joining].advertised = Some(nobody.clone());
+    cluster.run(joining, formation.clone()).await.unwrap();
+    let is_at = |status: &Status, addr: &str| status.members.iter().any(|member| member.peer_addr == addr);
+    cluster.until(leader, "admitted", |status| is_at(status, &nobody)).await;
+    cluster.stop(joining).await;
+    cluster.members[joining].advertised = None;
+    cluster.run(joining, formation).await.unwrap();
+    cluster.until(joining, "a voter", |status| status.voter_count() == 4).await;
+    assert!(!is_at(&cluster.node(joining).status(), &nobody));
+    cluster.append(joining, "s", "a", "four").await;
+}
+
+/// The leader that admitted it was the leader no more, and nobody else ever heard of it: it was not removed.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_admission_that_came_to_nothing_is_repeated() {
+    let mut cluster = Cluster::start(3).await;
+    let (leader, joining) = (cluster.leader().await, 3);
+    cluster.isolate(leader);
+    cluster.members.push(Member::new("node-4").await);
+    cluster.run(joining, Formation::Join(vec![cluster.members[leader].addr.clone()])).await.unwrap();
+    let name = cluster.members[joining].id.clone();
+    let knows_it = |status: &Status| status.members.iter().any(|member| member.instance_id == name);
+    cluster.until(joining, "admitted by the one that is cut off", &knows_it).await;
+    let other = (leader + 1) % 3;
+    let successor = |status: &Status| status.leader.as_ref().is_some_and(|new| *new != cluster.members[leader].id);
+    cluster.until(other, "a successor", successor).await;
+    cluster.append(other, "s", "a", "without it").await;
+    assert!(!knows_it(&cluster.node(other).status()));
+    cluster.links.heal();
+    cluster.until(joining, "a voter", |status| status.voter_count() == 4).await;
+    assert_eq!(cluster.texts(joining, "s").await, ["without it"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -556,10 +621,7 @@ async fn a_shared_secret_forms_a_cluster_and_keeps_others_out() {
     cluster.append(1, "s", "a", "secured").await;
     assert_eq!(cluster.texts(2, "s").await, ["secured"]);
 
-    let listener = listen("127.0.0.1:0").await;
-    let addr = listener.local_addr().unwrap().to_string();
-    drop(listener);
-    cluster.members.push(Member { id: id("node-4"), dir: TempDir::new().unwrap(), addr, running: None });
+    cluster.members.push(Member::new("node-4").await);
     cluster.security = secret("two");
     let door = cluster.members[0].addr.clone();
     let error = cluster.run(3, Formation::Join(vec![door])).await.unwrap_err().to_string();
