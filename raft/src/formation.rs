@@ -28,6 +28,8 @@ const ASK_AGAIN: Duration = Duration::from_millis(100);
 const JOIN_DEADLINE: Duration = Duration::from_secs(60);
 /// Between two log lines about what is still missing.
 const REMIND: Duration = Duration::from_secs(5);
+/// Without a leader for this long, an instance asks whether it still belongs.
+const LONELY: Duration = Duration::from_secs(2);
 
 /// How this instance comes to belong to a cluster, the first time it starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -156,6 +158,23 @@ pub(crate) async fn become_member(group: Group, own: MemberNode, formation: Form
     tokio::select! {
         () = group.removed() => {}
         () = ask_for_vote(&group, own, formation, security) => {}
+    }
+}
+
+/// Makes sure that one which was removed while it was down is told so. Nobody sends it anything, and its own log says that it has a
+/// vote; the leader that it knew may be gone, so it asks all that it knows whenever it hears of none.
+pub(crate) async fn ask_whether_removed(group: Group) {
+    let mut status = group.status();
+    while status.wait_for(|status| !status.has_quorum).await.is_ok() {
+        let heard = status.wait_for(|status| status.has_quorum);
+        if tokio::time::timeout(LONELY, heard).await.is_ok() || !group.has_belonged() {
+            continue;
+        }
+        let metrics = group.metrics();
+        for (node, _) in metrics.membership_config.membership().nodes().filter(|(node, _)| **node != group.own_node()) {
+            // The answer is noted where it comes in.
+            drop(read_index_there(&group, *node, ASK_DEADLINE).await);
+        }
     }
 }
 

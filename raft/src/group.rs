@@ -148,6 +148,11 @@ impl Group {
         }
     }
 
+    /// Whether a leader said that this instance was removed.
+    pub(crate) fn was_removed(&self) -> bool {
+        *self.0.removed.borrow()
+    }
+
     /// Whether `node` is no member, and nobody is about to make it one. Only who leads knows that.
     pub(crate) fn has_removed(&self, node: NodeId) -> bool {
         let metrics = self.metrics();

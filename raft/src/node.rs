@@ -154,6 +154,7 @@ pub struct Running {
     server: JoinHandle<()>,
     stop_server: oneshot::Sender<()>,
     formation: JoinHandle<()>,
+    belonging: JoinHandle<()>,
     changes: JoinHandle<()>,
     snapshots: JoinHandle<()>,
     clock: JoinHandle<()>,
@@ -190,6 +191,9 @@ impl Node {
         let raft = Raft::new(identity.node_id, Arc::new(config), network, log, state)
             .await
             .map_err(|fatal| StartError::Fatal(fatal.to_string()))?;
+        // Its metrics do not say what the log does before it answers: an instance that is a member would ask to become one, and one
+        // that was removed would come back.
+        raft.with_raft_state(|_| ()).await.map_err(|fatal| StartError::Fatal(fatal.to_string()))?;
 
         let status = watch_status(&raft, &contact, silence, peers.clone());
         let group = Group::new(Inner {
@@ -246,6 +250,7 @@ impl Node {
         let snapshots = tokio::spawn(snapshots::run(group.clone(), engine.counters().clone(), snapshot_every));
         let clock = tokio::spawn(clock::follow(group.clone()));
         let changes = tokio::spawn(group.clone().finish_changes());
+        let belonging = tokio::spawn(formation::ask_whether_removed(group.clone()));
         let formation = tokio::spawn(formation::become_member(group.clone(), own, options.formation, security));
         let node = Self {
             proposer: Proposer::spawn(group.clone()),
@@ -253,7 +258,7 @@ impl Node {
             counters: engine.counters().clone(),
             group: group.clone(),
         };
-        Ok((node, Running { group, server, stop_server, formation, changes, snapshots, clock, engine }))
+        Ok((node, Running { group, server, stop_server, formation, belonging, changes, snapshots, clock, engine }))
     }
 
     pub fn instance_id(&self) -> &InstanceId {
@@ -455,6 +460,7 @@ impl Running {
     /// Stops taking part, and closes the listener. The data directory stays locked until the last handle is gone.
     pub async fn stop(self) {
         self.formation.abort();
+        self.belonging.abort();
         self.changes.abort();
         self.snapshots.abort();
         self.clock.abort();

@@ -190,6 +190,11 @@ async fn settle(group: Group, mut batch: Vec<Waiting>) {
             batch.into_iter().for_each(Waiting::stop);
             return;
         }
+        if group.was_removed() {
+            // As final: nobody takes anything from it any more.
+            batch.into_iter().for_each(Waiting::expire);
+            return;
+        }
         let Some(leader) = leader else {
             wait_for_change(&mut status, earliest).await;
             continue;

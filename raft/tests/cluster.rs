@@ -506,6 +506,50 @@ async fn a_leader_that_is_removed_knows_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_that_was_removed_while_it_was_down_is_told_by_whoever_leads_then() {
+    let mut cluster = Cluster::start(5).await;
+    let leader = cluster.leader().await;
+    let (gone, by) = ((leader + 1) % 5, (leader + 2) % 5);
+    let name = cluster.members[gone].id.clone();
+    let list = cluster.members.iter().map(|member| (member.id.clone(), member.addr.clone())).collect();
+    cluster.append(gone, "s", "a", "belongs").await;
+    cluster.stop(gone).await;
+    cluster.node(by).remove(&name, CALL).await.unwrap();
+    // The only one that it would ask.
+    cluster.stop(leader).await;
+    cluster.leader().await;
+    cluster.run(gone, Formation::Bootstrap(list)).await.unwrap();
+    let (_, running) = cluster.members[gone].running.as_ref().unwrap();
+    let over = timeout(PATIENCE, running.over()).await;
+    assert_eq!(over, Ok(Over::Removed), "{:?}", cluster.node(gone).status());
+}
+
+/// A leader that is cut off knows nothing of whom its successor admits, and must not tell them that they were removed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_of_before_turns_nobody_away() {
+    let mut cluster = Cluster::start(3).await;
+    let (leader, joined) = (cluster.leader().await, 3);
+    cluster.isolate(leader);
+    let (deposed, other) = (cluster.members[leader].id.clone(), (leader + 1) % 3);
+    cluster.until(other, "a successor", |status| status.leader.as_ref().is_some_and(|new| *new != deposed)).await;
+    cluster.members.push(Member::new("node-4").await);
+    cluster.run(joined, Formation::Join(vec![cluster.members[other].addr.clone()])).await.unwrap();
+    cluster.until(joined, "a voter", |status| status.voter_count() == 4).await;
+    // Now the deposed leader is all that it hears.
+    let name = cluster.members[joined].id.clone();
+    for at in (0..3).filter(|at| *at != leader) {
+        cluster.links.cut(&name, &cluster.members[at].id);
+        cluster.links.cut(&cluster.members[at].id, &name);
+    }
+    let (_, running) = cluster.members[joined].running.as_ref().unwrap();
+    // It asks after two of these.
+    let over = timeout(Duration::from_secs(4), running.over()).await;
+    assert!(over.is_err(), "{over:?}");
+    cluster.links.heal();
+    cluster.append(joined, "s", "a", "belongs").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_voter_without_whom_nothing_could_be_decided_stays() {
     let mut cluster = Cluster::start(3).await;
     let leader = cluster.leader().await;

@@ -29,6 +29,8 @@ const MAX_COMMANDS: usize = 4096;
 const MAX_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// What an instance is told that runs on after it was taken out.
+/// For a leader to make sure that it still leads, before it tells a peer that it was removed.
+const CONFIRM: Duration = Duration::from_millis(500);
 const REMOVED: &str = "this instance was removed from the cluster";
 
 /// Whether a leader refused this instance because it was removed.
@@ -98,9 +100,10 @@ impl Service {
 
     /// [`Self::admit`], for what only members may do. One that was removed and still runs would otherwise renew its
     /// session through others for ever, and be given turns that it never hears of.
-    fn admit_member(&self, header: Option<pb::Header>, peer: Option<&PeerIdentity>) -> Result<Group, Status> {
+    async fn admit_member(&self, header: Option<pb::Header>, peer: Option<&PeerIdentity>) -> Result<Group, Status> {
         let (group, from) = self.admit(header, peer)?;
-        if group.has_removed(from) {
+        // Whoever is told so does not come back: a leader of before would not know whom its successor admitted.
+        if group.has_removed(from) && leadership::read_index(&group, CONFIRM).await.is_ok() && group.has_removed(from) {
             return Err(Status::permission_denied(REMOVED));
         }
         if group.instance_of(from).is_none() {
@@ -256,7 +259,7 @@ impl RaftService for Service {
     async fn propose(&self, request: Request<pb::ProposeRequest>) -> Result<Response<pb::ProposeResponse>, Status> {
         let peer = identity(&request);
         let message = request.into_inner();
-        let group = self.admit_member(message.header, peer.as_ref())?;
+        let group = self.admit_member(message.header, peer.as_ref()).await?;
         if message.commands.len() > MAX_COMMANDS {
             let text = format!("{} commands; at most {MAX_COMMANDS} are allowed", message.commands.len());
             return Err(Status::invalid_argument(text));
@@ -271,7 +274,7 @@ impl RaftService for Service {
     ) -> Result<Response<pb::ReadIndexResponse>, Status> {
         let peer = identity(&request);
         let message = request.into_inner();
-        let group = self.admit_member(message.header, peer.as_ref())?;
+        let group = self.admit_member(message.header, peer.as_ref()).await?;
         let index = leadership::read_index(&group, timeout(message.timeout_ms)).await;
         let log_id = index.map_err(|error| Status::new(Code::FailedPrecondition, error.to_string()))?;
         Ok(Response::new(pb::ReadIndexResponse { log_id: Some(wire::to_log_id(&log_id)) }))
