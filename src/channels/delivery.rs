@@ -39,8 +39,10 @@ const LOOK_APART: Duration = Duration::from_millis(5);
 const PAGE: usize = 256;
 /// Chats that are delivered to at once.
 const MAX_CHATS: usize = 32;
-/// Attempts at one piece that certainly was not sent.
-const MAX_ATTEMPTS: u32 = 20;
+/// Calls without an answer, after which a message that may be sent again is not: each of them may have arrived.
+const MAX_UNKNOWNS: u32 = 20;
+/// Between two attempts at one piece, at most, unless the platform asked for more.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// Delivers what one account has to send, for one tenure.
 pub(super) struct Delivery {
@@ -258,11 +260,6 @@ impl Shared {
                     .say(id, Step::Failed(format!("it is {} s old, and not sent any more", age.as_secs())))
                     .await;
             }
-            if intent.attempts >= MAX_ATTEMPTS {
-                return self
-                    .say(id, Step::Failed(format!("not sent in {MAX_ATTEMPTS} attempts: {}", intent.error)))
-                    .await;
-            }
             let last = intent.pieces_sent as usize + 1 == pieces.len();
             // Its turn first, then the claim: what is claimed when an owner dies is unknown to the next.
             self.outlet.throttle.wait().await;
@@ -295,7 +292,7 @@ impl Shared {
                 }
                 Err(SendError::Unknown(reason)) if replaces_preview(&intent) => {
                     self.say(id, Step::Unsent(reason)).await?;
-                    return Err(Stop::Until(Instant::now() + LOOK_EVERY));
+                    return Err(Stop::Until(Instant::now() + patience(intent.attempts)));
                 }
                 Err(SendError::Refused(reason)) => {
                     warn!(account = %to.account, intent = id, reason, "the platform refuses a message");
@@ -303,19 +300,25 @@ impl Shared {
                 }
                 Err(SendError::Later { reason, after, asked }) => {
                     debug!(account = %to.account, intent = id, reason, ?after, "not sent yet");
+                    let wait = if asked { after } else { after.max(patience(intent.attempts)) };
                     if asked {
-                        self.moved(&to.chat, Instant::now() + after);
+                        self.moved(&to.chat, Instant::now() + wait);
                     }
+                    // It was not sent, so only its age ends this.
                     self.say(id, Step::Unsent(reason)).await?;
-                    return Err(Stop::Until(Instant::now() + after));
+                    return Err(Stop::Until(Instant::now() + wait));
                 }
                 Err(SendError::Unknown(reason)) => {
                     warn!(account = %to.account, intent = id, reason, "a message may or may not have been sent");
-                    self.say(id, Step::Unknown(reason)).await?;
+                    self.say(id, Step::Unknown(reason.clone())).await?;
                     if self.outlet.settings.unknown == UnknownPolicy::Hold {
                         return Ok(());
                     }
-                    return Err(Stop::Until(Instant::now() + LOOK_EVERY));
+                    if intent.unknowns + 1 >= MAX_UNKNOWNS {
+                        let reason = format!("no answer to {} attempts: {reason}", intent.unknowns + 1);
+                        return self.say(id, Step::Failed(reason)).await;
+                    }
+                    return Err(Stop::Until(Instant::now() + patience(intent.attempts)));
                 }
             }
         }
@@ -385,6 +388,11 @@ impl Shared {
     async fn rest(&self) {
         self.outlet.finish.run_until_cancelled(sleep(self.outlet.pace.per_chat)).await;
     }
+}
+
+/// How long to wait after an attempt that failed, `before` of which had failed before.
+fn patience(before: u32) -> Duration {
+    LOOK_EVERY.saturating_mul(2_u32.saturating_pow(before)).min(LONGEST_WAIT)
 }
 
 /// Whether its next piece takes the place of what showed the reply while it was written.

@@ -399,6 +399,39 @@ async fn what_was_not_sent_waits_for_its_time_and_keeps_its_place() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_certainly_not_sent_is_tried_for_as_long_as_it_may_be_late() {
+    let nobody = || Err(SendError::Later { reason: "no connection".into(), after: Duration::from_secs(2), asked: false });
+    let one = Delivering::start(|_, store, platform| {
+        platform.script((0..100).map(|_| nobody()));
+        enqueue(store, "a", "x");
+        enqueue(store, "a", "y");
+    });
+    let began = tokio::time::Instant::now();
+    tokio::time::timeout(Duration::from_secs(3 * 60 * 60), async {
+        while one.platform.texts().len() < 2 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    })
+    .await
+    .expect("an outage of an hour and a half costs no message");
+    assert!(began.elapsed() > Duration::from_secs(90 * 60), "it is not tried each second for an hour");
+    assert_eq!(one.platform.texts(), ["x", "y"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_may_have_arrived_twenty_times_is_not_sent_again() {
+    let one = Delivering::start(|_, store, platform| {
+        platform.script((0..100).map(|_| Err(SendError::Unknown("no answer".into()))));
+        enqueue(store, "a", "x");
+    });
+    // Of a clock that stands still until nobody has anything to do.
+    tokio::time::sleep(Duration::from_secs(60 * 60)).await;
+    assert_eq!(one.platform.state.lock().calls, 20);
+    let failed = one.store.outbox(&account(), 0, 1).unwrap().remove(0);
+    assert_eq!((failed.state(), &*failed.error), (IntentState::Failed, "no answer to 20 attempts: no answer"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_does_not_go_out_is_told_unless_the_platform_asked_to_wait() {
     let later = |asked| Err(SendError::Later { reason: "later".into(), after: Duration::from_secs(60), asked });
     let standstill = |one: &Delivering| one.health.all().pop().unwrap().1.standstill();
