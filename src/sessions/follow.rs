@@ -515,6 +515,11 @@ impl Follower {
     /// The reply is committed: the rest of the text, where somebody has it in memory, then `done`.
     async fn finish(&mut self) {
         let last = self.row.attempt;
+        if self.attempt > last {
+            // A position that nobody was given: there is none after the last.
+            (self.attempt, self.n) = (last, 0);
+            return self.push(StreamEvent::Restart { attempt: last });
+        }
         let has_all = self.attempt == last && self.n >= WHOLE;
         if !has_all && self.drained != Some(last) && self.read_rest(last).await {
             return;
@@ -627,7 +632,7 @@ impl Relay for NoRelay {
 mod tests {
     use openclaw_proto::state::command::Kind as Command;
     use openclaw_proto::state::outcome::Kind as Outcome;
-    use openclaw_proto::state::{Accept, InboxKey};
+    use openclaw_proto::state::{Accept, Complete, InboxKey};
 
     use super::*;
     use crate::sessions::live::Limits;
@@ -653,10 +658,8 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_reader_never_goes_back_to_an_attempt_that_is_void() {
-        let id = |name: &str| InstanceId::parse(name).unwrap();
-        let store = MemoryStore::new(&[&id("node-1"), &id("node-2")]);
+    /// A turn of `runner`, which waits for it.
+    fn accepted(store: &MemoryStore, runner: &str) -> TurnId {
         let turn = TurnId::random();
         let accepted = store.apply(Command::Accept(Accept {
             inbox: Some(InboxKey { account: "x".into(), external_id: "1".into(), body_hash: vec![0; 32].into() }),
@@ -664,11 +667,46 @@ mod tests {
             turn_id: turn.as_str().into(),
             text: "question".into(),
             agent_id: "main".into(),
-            runner: "node-2".into(),
+            runner: runner.into(),
             max_queued: 1,
             ..Accept::default()
         }));
         assert!(matches!(accepted.value, Outcome::Accepted(_)), "{:?}", accepted.value);
+        turn
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_position_of_an_attempt_that_never_was_begins_again_with_the_last_one() {
+        let me = InstanceId::parse("node-1").unwrap();
+        let store = MemoryStore::new(&[&me]);
+        let turn = accepted(&store, me.as_str());
+        let row = store.turn(&turn, Consistency::Stale, Duration::from_secs(1)).await.unwrap().value.unwrap();
+        let hub = Hub::new(Limits::default());
+        hub.begin(&turn, row.attempt).publish("reply").unwrap();
+        store.apply(Command::Complete(Complete {
+            turn_id: row.id,
+            fencing_token: row.fencing_token,
+            text: "reply".into(),
+            ..Complete::default()
+        }));
+        let (relay, options) = (Arc::new(NoRelay), Options::default());
+        let follow = Follow::new(me, Arc::new(store), hub, relay, options, CancellationToken::new());
+        let made_up = StreamPosition { turn: turn.clone(), attempt: 9, n: 1 };
+        let mut reader = follow.open(&turn, Some(made_up), Consistency::Stale).await.unwrap();
+        let mut seen = Vec::new();
+        while seen.len() < 10
+            && let Some(followed) = timeout(options.recheck, reader.next()).await.unwrap()
+        {
+            seen.push((followed.position.attempt, followed.event.name()));
+        }
+        assert_eq!(seen, [(1, "restart"), (1, "delta"), (1, "done")]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_never_goes_back_to_an_attempt_that_is_void() {
+        let id = |name: &str| InstanceId::parse(name).unwrap();
+        let store = MemoryStore::new(&[&id("node-1"), &id("node-2")]);
+        let turn = accepted(&store, "node-2");
         // Attempt 2 runs there already, and here its beginning is not applied yet.
         let delta = |attempt, text: &str| RelayEvent::Delta { attempt, n: 1, text: text.into() };
         let (hub, options) = (Hub::new(Limits::default()), Options::default());
