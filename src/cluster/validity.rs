@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 use openclaw_raft::planted::{Bug, planted};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -102,7 +102,12 @@ impl Validity {
         if planted(Bug::OutlivedLease) {
             stop_at += self.0.validity * 100;
         }
-        let mut state = self.0.state.lock();
+        self.extend(self.0.state.lock(), epoch, stop_at);
+    }
+
+    fn extend(&self, mut state: MutexGuard<'_, State>, epoch: u64, stop_at: Duration) {
+        // Who saw it lapse has stopped, whether or not the watcher saw it too: it does not go on.
+        let lapsed = now() >= state.stop_at;
         if state.epoch == epoch {
             state.stop_at = state.stop_at.max(stop_at);
         } else {
@@ -112,7 +117,7 @@ impl Validity {
             // It took longer than it is worth.
             return;
         }
-        let goes_on = |stretch: &Stretch| stretch.epoch == epoch && !stretch.ended.is_cancelled();
+        let goes_on = |stretch: &Stretch| !lapsed && stretch.epoch == epoch && !stretch.ended.is_cancelled();
         let goes_on = self.0.stretch.borrow().as_ref().is_some_and(goes_on);
         if !goes_on {
             self.0.end();
@@ -188,6 +193,22 @@ mod tests {
         assert!(at >= VALIDITY - BUDGET, "stopped after {at:?}");
         assert!(stretch.is_over());
         assert!(validity.stretches().borrow().is_none());
+    }
+
+    /// After a pause of the process whoever runs first may be the renewal, or who acts for a channel.
+    #[tokio::test]
+    async fn a_stretch_that_lapsed_unseen_by_the_watcher_does_not_go_on() {
+        let validity = started();
+        validity.confirmed(7, now());
+        let stretch = next(&validity).await;
+        let state = validity.0.state.lock();
+        while now() < state.stop_at {
+            std::thread::yield_now();
+        }
+        validity.extend(state, 7, now() + VALIDITY);
+        assert!(stretch.ended.is_cancelled());
+        let second = next(&validity).await;
+        assert!(!second.is_over());
     }
 
     #[tokio::test]
