@@ -73,6 +73,10 @@ impl View {
     }
 }
 
+fn internal(error: impl std::fmt::Display) -> ClusterError {
+    ClusterError { code: ErrorCode::Internal, message: error.to_string() }
+}
+
 fn not_now(error: NotNow) -> ClusterError {
     let code = match &error {
         NotNow::Needed(_) | NotNow::Unregistered => ErrorCode::Conflict,
@@ -170,9 +174,8 @@ impl ClusterView for View {
                 let _only = only;
                 node.state_hash()
             });
-            let internal = |message: String| ClusterError { code: ErrorCode::Internal, message };
-            let hash = hash.await.map_err(|error| internal(error.to_string()))?;
-            let (applied_index, hash) = hash.map_err(|error| internal(error.to_string()))?;
+            let hash = hash.await.map_err(internal)?;
+            let (applied_index, hash) = hash.map_err(internal)?;
             let sha256 = hash.iter().map(|byte| format!("{byte:02x}")).collect();
             Ok(StateHash { instance_id: self.node.instance_id().as_str().to_owned(), applied_index, sha256 })
         })
@@ -201,7 +204,10 @@ impl ClusterView for View {
     fn set_maintenance(&self, on: bool, force: bool) -> BoxFuture<'_, Result<Maintenance, ClusterError>> {
         Box::pin(async move {
             if on && !force {
-                self.readiness.begin_maintenance().await.map_err(not_now)?;
+                let readiness = self.readiness.clone();
+                // Of its own: the caller may go away, when others know already that this instance drains.
+                let begun = tokio::spawn(async move { readiness.begin_maintenance().await }).await;
+                begun.map_err(internal)?.map_err(not_now)?;
             } else {
                 self.readiness.set_maintenance(on);
             }

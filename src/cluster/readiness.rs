@@ -151,6 +151,8 @@ impl Readiness {
 
     /// Takes effect at once here, whatever the others can do; they learn of it by the next commit.
     pub fn set_maintenance(&self, on: bool) {
+        // What others were told last may not have been what was true last.
+        self.session.say_again();
         if self.maintenance.swap(on, Ordering::AcqRel) != on {
             tracing::info!(on, "maintenance");
             *self.drains_since.lock() = self.is_draining().then(Instant::now);

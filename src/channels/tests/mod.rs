@@ -400,7 +400,8 @@ async fn what_was_not_sent_waits_for_its_time_and_keeps_its_place() {
 
 #[tokio::test(start_paused = true)]
 async fn what_was_certainly_not_sent_is_tried_for_as_long_as_it_may_be_late() {
-    let nobody = || Err(SendError::Later { reason: "no connection".into(), after: Duration::from_secs(2), asked: false });
+    let nobody =
+        || Err(SendError::Later { reason: "no connection".into(), after: Duration::from_secs(2), asked: false });
     let one = Delivering::start(|_, store, platform| {
         platform.script((0..100).map(|_| nobody()));
         enqueue(store, "a", "x");
