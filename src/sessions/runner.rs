@@ -86,6 +86,8 @@ struct Running {
     cancel: CancellationToken,
     /// Its task is over, but the end has not been seen applied here: the token must not run again.
     over: bool,
+    /// The state does not know it any more: nothing else will be told of it.
+    gone: bool,
 }
 
 struct Shared {
@@ -166,6 +168,7 @@ impl Runner {
             if !present {
                 running.cancel.cancel();
             }
+            running.gone = !present;
             // A task that runs says itself when it is over.
             present || !running.over
         });
@@ -233,7 +236,7 @@ impl Runner {
 
     fn task_over(&mut self, turn: &TurnId, token: u64) {
         match self.turns.get_mut(turn) {
-            Some(running) if running.token == u64::MAX => {
+            Some(running) if running.token == u64::MAX || (running.token == token && running.gone) => {
                 self.turns.remove(turn);
             }
             Some(running) if running.token == token => running.over = true,
@@ -244,7 +247,7 @@ impl Runner {
 
 impl Running {
     fn new(token: u64) -> Self {
-        Self { token, cancel: CancellationToken::new(), over: false }
+        Self { token, cancel: CancellationToken::new(), over: false, gone: false }
     }
 }
 
@@ -531,5 +534,29 @@ fn stored_code(code: ErrorCode) -> ErrorCode {
         | ErrorCode::EffectUnknown
         | ErrorCode::Timeout
         | ErrorCode::ModelFailed => ErrorCode::ModelFailed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sessions::live::Limits;
+    use crate::store::memory::MemoryStore;
+
+    #[tokio::test]
+    async fn a_turn_whose_end_was_missed_is_forgotten_when_its_task_is_over() {
+        let me = InstanceId::parse("node-1").unwrap();
+        let store = Arc::new(MemoryStore::new(&[&me]));
+        let models = Models::from_config(&openclaw_config::Models::default()).unwrap();
+        let (hub, metrics) = (Hub::new(Limits::default()), Metrics::new().unwrap());
+        let mut runner = Runner::new(me, store, models, hub, metrics, Options::default());
+        let turn = TurnId::random();
+        let running = Running::new(5);
+        let cancel = running.cancel.clone();
+        runner.turns.insert(turn.clone(), running);
+        assert_eq!(runner.rescan().await, None);
+        assert!(cancel.is_cancelled() && runner.turns.contains_key(&turn), "its task is not over yet");
+        runner.task_over(&turn, 5);
+        assert!(runner.turns.is_empty());
     }
 }
