@@ -15,7 +15,8 @@ pub struct Session {
     #[serde(rename = "turnTimeoutMs", with = "millis")]
     #[schemars(with = "u64")]
     pub turn_timeout: Duration,
-    /// Attempts at a turn, on this or another instance, before it fails. Default 3; range 1 to 100.
+    /// Attempts at a turn, on this or another instance, before it fails. Default 3; range 1 to 10. What a process
+    /// began that is started again before it counts as lost may begin ten times, whatever this says.
     pub max_attempts: u32,
     /// Which private messages on channels share a conversation. Default `main`: all of them, so use another where several
     /// people write.

@@ -49,6 +49,7 @@ use openclaw_config::{Agents, IpRange};
 use openclaw_proto::http::ErrorCode;
 use openclaw_proto::ids::InstanceId;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
 use crate::models::Models;
@@ -91,6 +92,8 @@ pub struct Parts {
     pub commander: Commander,
     /// Words that begin a conversation anew.
     pub reset_triggers: Vec<String>,
+    /// Cancelled when what is open has to end.
+    pub stopping: CancellationToken,
 }
 
 /// The state that handlers share. Cheap to clone.

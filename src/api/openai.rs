@@ -24,6 +24,7 @@ use openclaw_proto::http::{
 use openclaw_proto::ids::{AgentId, TurnId};
 use serde::Serialize;
 use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 use super::chat::{Incoming, accept, check_model, follow, wait, with_index};
 use super::error::{ApiError, OpenAiErrorBody, openai_error};
@@ -166,6 +167,7 @@ async fn stateless(
             first: None,
             chunks: Chunks::new(id, body.model, include_usage),
             metrics: gateway.metrics().clone(),
+            stopping: gateway.parts().stopping.clone(),
         };
         // What fails before any text is an HTTP status, not an event.
         frames.first = timeout_at(until, first(&mut frames.events)).await.map_err(|_| too_late(gateway))??;
@@ -186,12 +188,18 @@ async fn stateless(
         }
         Err(ApiError::new(ErrorCode::ModelFailed, "the model ended without an answer"))
     };
-    let answer = timeout_at(until, answer).await.map_err(|_| too_late(gateway))??;
-    Ok(Answer(answer).into_response())
+    let stopping = &gateway.parts().stopping;
+    let answer = timeout_at(until, stopping.run_until_cancelled(answer)).await.map_err(|_| too_late(gateway))?;
+    Ok(Answer(answer.ok_or_else(stops)??).into_response())
 }
 
 fn too_late(gateway: &Gateway) -> ApiError {
     ApiError::no_answer(gateway.limits().chat_request)
+}
+
+/// Nothing of it is kept, so that another instance can answer it as well.
+fn stops() -> ApiError {
+    ApiError::new(ErrorCode::Draining, "this instance is stopping; ask again")
 }
 
 fn failed(error: ChainError) -> ApiError {
@@ -366,6 +374,7 @@ struct ModelFrames {
     first: Option<AttemptEvent>,
     chunks: Chunks,
     metrics: Metrics,
+    stopping: CancellationToken,
 }
 
 impl sse::Frames for ModelFrames {
@@ -376,7 +385,10 @@ impl sse::Frames for ModelFrames {
             }
             let event = match self.first.take() {
                 Some(event) => Some(Ok(event)),
-                None => self.events.next().await,
+                None => match self.stopping.run_until_cancelled(self.events.next()).await {
+                    Some(event) => event,
+                    None => return Some(self.chunks.error(&stops())),
+                },
             };
             return Some(match event {
                 Some(Ok(AttemptEvent::Started { .. })) => continue,
@@ -474,8 +486,7 @@ impl sse::Frames for TurnFrames {
     async fn next(&mut self) -> Option<Bytes> {
         while !self.chunks.over {
             let Some(followed) = self.follower.next().await else {
-                let message = "this instance is stopping; ask again";
-                return Some(self.chunks.error(&ApiError::new(ErrorCode::Draining, message)));
+                return Some(self.chunks.error(&stops()));
             };
             if let Some(bytes) = self.event(followed.event) {
                 return Some(bytes);

@@ -11,7 +11,7 @@ use openclaw_config::{Loaded, cluster::Member};
 use serde_json::Value;
 
 use crate::{
-    LONGEST_STOP, LOOK, OPENCLAW, SOON, Server, get, path, published, run, settings, text, wait_listening, yaml,
+    LOOK, OPENCLAW, SOON, Server, get, longest_stop, path, published, run, settings, text, wait_listening, yaml,
 };
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
@@ -75,7 +75,6 @@ fn every_instance_of_the_compose_file_is_a_member_of_the_same_cluster() -> Resul
         ensure!(substituted(text(&service["image"])?)? == "openclaw/gateway:latest");
         ensure!(service["ports"] == serde_json::json!([format!("300{n}:3000")]));
         ensure!(service["container_name"] == name, "`docker exec {name}` does not find it");
-        ensure!(duration(&service["stop_grace_period"])? >= LONGEST_STOP, "it is killed while it drains");
         let volumes = service["volumes"].as_array().context("volumes")?;
         ensure!(volumes.contains(&format!("shared-data:{DATA}").into()));
         let mut environment = BTreeMap::new();
@@ -84,6 +83,7 @@ fn every_instance_of_the_compose_file_is_a_member_of_the_same_cluster() -> Resul
         }
         ensure!(environment.get("OPENCLAW_INSTANCE_ID") == Some(&id));
         let config = loaded("openclaw.json5", environment)?.config;
+        ensure!(duration(&service["stop_grace_period"])? >= longest_stop(&config), "it is killed while it drains");
         let own = config.cluster.peer_address().context("its own address")?.to_string();
         ensure!(own == format!("{name}:3100"), "{own}");
         let files = service["ulimits"]["nofile"].as_u64().context("a limit of open files")?;
@@ -309,7 +309,9 @@ fn a_pod_has_time_to_drain_and_its_probes_ask_what_the_gateway_answers() -> Resu
     ensure!(hook[..3] == ["openclaw", "maintenance", "on"]);
     run(Command::new(OPENCLAW).args(&hook[1..]).arg("--help"))?;
     let timeout = hook.iter().skip_while(|word| **word != "--timeout").nth(1).context("a time limit")?;
-    let longest = Duration::from_secs(timeout.parse()?) + LONGEST_STOP;
+    let environment = BTreeMap::from([("OPENCLAW_DATA_DIR".to_owned(), DATA.to_owned())]);
+    let config = settings(Some(path("k8s/openclaw.json5")), &environment)?.config;
+    let longest = Duration::from_secs(timeout.parse()?) + longest_stop(&config);
     let grace = Duration::from_secs(seconds(&pod["terminationGracePeriodSeconds"])?);
     ensure!(grace >= longest, "killed after {grace:?}, while draining and stopping may take {longest:?}");
 

@@ -23,16 +23,16 @@ use jepsen_lite::cluster::{Cluster, Options};
 use jepsen_lite::ports::Ports;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use openclaw_config::{Loaded, Sources, load};
+use openclaw_config::{Config, Loaded, Sources, load};
 
 /// The binary under test.
 const OPENCLAW: &str = env!("CARGO_BIN_EXE_openclaw");
 /// For anything that ends by itself.
 const SOON: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(10);
-/// Longer than a gateway takes from SIGTERM to its end: the sum of the limits in `app::App::stop` and of the server's drain,
-/// and some for storage. What stops instances must allow for it.
-const LONGEST_STOP: Duration = Duration::from_secs(60);
+/// Longer than a gateway takes from SIGTERM to its end beside `gateway.shutdown.drainMs`: the sum of the other limits in
+/// `app::App::stop`, and some for storage.
+const BESIDE_DRAIN: Duration = Duration::from_secs(35);
 
 fn path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(name)
@@ -110,6 +110,11 @@ impl Drop for Server {
             eprintln!("cannot reap a server: {error}");
         }
     }
+}
+
+/// Longer than a gateway with these settings takes from SIGTERM to its end. What stops instances must allow for it.
+fn longest_stop(config: &Config) -> Duration {
+    config.gateway.shutdown.drain + BESIDE_DRAIN
 }
 
 /// An address for a server, which no other test is given.

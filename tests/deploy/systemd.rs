@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use jepsen_lite::cluster::{Cluster, Options};
 use openclaw::cli::Exit;
+use openclaw_config::Config;
 
-use crate::{LONGEST_STOP, OPENCLAW, SOON, command, get, installed, published, run, settings};
+use crate::{OPENCLAW, SOON, command, get, installed, longest_stop, published, run, settings};
 
 /// What `systemd-analyze security` may say at most; what is left is the network and the sockets, without which it is no gateway.
 const EXPOSURE: f64 = 1.1;
@@ -51,7 +52,7 @@ fn the_unit_starts_again_what_another_start_may_help() -> Result<()> {
     let never: BTreeSet<u8> =
         value(&unit, "RestartPreventExitStatus")?.split(' ').map(str::parse).collect::<Result<_, _>>()?;
     ensure!(never == [Exit::Usage, Exit::Storage, Exit::Config].map(|exit| exit as u8).into(), "{never:?}");
-    ensure!(seconds(&unit, "TimeoutStopSec")? >= LONGEST_STOP);
+    ensure!(seconds(&unit, "TimeoutStopSec")? >= longest_stop(&Config::default()));
     Ok(())
 }
 

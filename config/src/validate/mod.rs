@@ -443,7 +443,7 @@ fn sessions(config: &Config, check: &mut Check) {
         }
     }
     check.millis("session.turnTimeoutMs", config.session.turn_timeout, ms(1000)..=DAY);
-    check.number("session.maxAttempts", config.session.max_attempts, 1..=100);
+    check.number("session.maxAttempts", config.session.max_attempts, 1..=10);
     check.number("messages.queue.cap", config.messages.queue.cap, 1..=1000);
 }
 

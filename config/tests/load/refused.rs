@@ -272,7 +272,7 @@ fn values_of_the_wrong_kind_or_range_are_refused() {
             "{ session: { turnTimeoutMs: 1, maxAttempts: 0 }, messages: { queue: { cap: 0 } } }",
             &[
                 "openclaw.json:1:29: session.turnTimeoutMs: 1 ms is not between 1000 and 86400000 ms",
-                "openclaw.json:1:45: session.maxAttempts: 0 is not between 1 and 100",
+                "openclaw.json:1:45: session.maxAttempts: 0 is not between 1 and 10",
                 "openclaw.json:1:76: messages.queue.cap: 0 is not between 1 and 1000",
             ],
         ),

@@ -264,6 +264,8 @@ struct Instance {
     follow: Follow,
     /// Ends its runner, as a crash would.
     runner: CancellationToken,
+    /// Ends what is open, as a stop does at its deadline.
+    stopping: CancellationToken,
     peers: Arc<Peers>,
     id: InstanceId,
 }
@@ -316,19 +318,19 @@ impl Setup {
         let agents: Agents =
             serde_json::from_value(json!({"defaults": {"model": "paced/model"}, "entries": {"ops": {}}})).unwrap();
         let (hub, metrics) = (Hub::new(self.live), Metrics::new().unwrap());
+        let (stop, stopping) = (CancellationToken::new(), CancellationToken::new());
         let follow = Follow::new(
             id.clone(),
             store.clone(),
             hub.clone(),
             Arc::new(peers.clone()),
             follow::Options { patience: Duration::from_millis(200), ..follow::Options::default() },
-            CancellationToken::new(),
+            stopping.clone(),
         );
         peers.0.lock().push((id.clone(), follow.clone()));
         let options = runner::Options { agents: agents.clone(), ..runner::Options::default() };
         let runner = Runner::new(id.clone(), store.clone(), models.clone(), hub, metrics.clone(), options);
         let load = runner.load();
-        let stop = CancellationToken::new();
         tokio::spawn(runner.run(stop.clone()));
         let cluster = Arc::new(FakeCluster {
             me: id.clone(),
@@ -353,6 +355,7 @@ impl Setup {
             max_queued: self.max_queued,
             commander,
             reset_triggers: vec!["/new".into()],
+            stopping: stopping.clone(),
         });
         Instance {
             router: router(gateway),
@@ -361,6 +364,7 @@ impl Setup {
             cluster,
             follow,
             runner: stop,
+            stopping,
             peers: peers.clone(),
             id: id.clone(),
         }
@@ -496,6 +500,7 @@ fn gateway_of(instance: &Instance) -> Gateway {
     Gateway::new(Parts {
         commander: commander(&instance.id, &models, &agents),
         reset_triggers: Vec::new(),
+        stopping: CancellationToken::new(),
         instance_id: instance.id.clone(),
         store: Arc::new(instance.store.clone()),
         follow: instance.follow.clone(),

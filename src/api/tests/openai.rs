@@ -41,6 +41,23 @@ async fn openai_clients_are_served_without_state() {
     assert_eq!(body(failed).await["error"]["type"], "invalid_request_error");
 }
 
+#[tokio::test]
+async fn an_instance_that_stops_ends_completions_with_a_word() {
+    let model = Paced::new(2);
+    let instance = Setup::new(model.clone()).one();
+    let request =
+        |stream| json!({"model": "openclaw", "stream": stream, "messages": [{"role": "user", "content": "hello"}]});
+    model.permits.add_permits(1);
+    let begun = instance.post("/v1/chat/completions", request(true)).await;
+    assert_eq!(begun.status(), StatusCode::OK);
+    let (waits, ()) =
+        tokio::join!(instance.post("/v1/chat/completions", request(false)), async { instance.stopping.cancel() });
+    assert_eq!(waits.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(body(waits).await["error"]["code"], "draining");
+    let text = String::from_utf8(bytes(begun).await.to_vec()).unwrap();
+    assert!(text.contains("w0é") && text.contains("\"code\":\"draining\""), "{text}");
+}
+
 /// The data lines of a streamed completion; the last must be `[DONE]`.
 async fn chunks(response: Response) -> Vec<Value> {
     assert_eq!(response.status(), StatusCode::OK);
