@@ -26,7 +26,7 @@ use openclaw_raft::{
     Formation, FormationError, Links, Node, OpenError, Options, Over, Running, Security, StartError, Timing,
 };
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -88,8 +88,37 @@ pub enum Stopped {
 /// # Errors
 /// [`Stopped`] when it cannot start, or cannot go on.
 pub async fn run(loaded: Loaded) -> Result<(), Stopped> {
-    let app = App::build(loaded.config).await?;
-    app.run().await
+    // From the first moment: the first process of a container that watches no signal is not ended by one either.
+    let mut signals = Signals::watch()?;
+    let app = tokio::select! {
+        app = App::build(loaded.config) => app?,
+        // Nothing was served yet.
+        () = signals.received() => return Ok(()),
+    };
+    app.run(signals).await
+}
+
+/// What asks this process to stop.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn watch() -> Result<Self, Stopped> {
+        let error = |error: io::Error| Stopped::Fatal(format!("signals cannot be watched: {error}"));
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).map_err(error)?,
+            interrupt: signal(SignalKind::interrupt()).map_err(error)?,
+        })
+    }
+
+    async fn received(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => tracing::info!("asked to stop (SIGTERM)"),
+            _ = self.interrupt.recv() => tracing::info!("asked to stop (SIGINT)"),
+        }
+    }
 }
 
 struct App {
@@ -273,6 +302,7 @@ impl App {
             max_queued: config.messages.queue.cap,
             commander,
             reset_triggers: config.session.reset_triggers.clone(),
+            stopping: streams.clone(),
         });
         let router = api::router(gateway.clone());
         let mut servers = JoinSet::new();
@@ -320,14 +350,10 @@ impl App {
         })
     }
 
-    async fn run(mut self) -> Result<(), Stopped> {
-        let signal_error = |error: io::Error| Stopped::Fatal(format!("signals cannot be watched: {error}"));
-        let mut terminate = signal(SignalKind::terminate()).map_err(signal_error)?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(signal_error)?;
+    async fn run(mut self, mut signals: Signals) -> Result<(), Stopped> {
         service_manager::serving();
         tokio::select! {
-            _ = terminate.recv() => tracing::info!("asked to stop (SIGTERM)"),
-            _ = interrupt.recv() => tracing::info!("asked to stop (SIGINT)"),
+            () = signals.received() => {}
             over = self.running.over() => return Err(match over {
                 // Nothing here recovers a core that stopped; whoever supervises this process starts it again.
                 Over::Failed(reason) => Stopped::Fatal(format!("consensus has stopped: {reason}")),
@@ -336,14 +362,19 @@ impl App {
             Some(ended) = self.workers.join_next() => {
                 return Err(Stopped::Fatal(format!("a task that never ends has ended: {ended:?}")));
             }
+            Some(ended) = self.servers.join_next() => {
+                return Err(Stopped::Fatal(format!("a task that never ends has ended: {ended:?}")));
+            }
             ended = &mut self.session => {
+                return Err(Stopped::Fatal(format!("a task that never ends has ended: {ended:?}")));
+            }
+            ended = &mut self.channels => {
                 return Err(Stopped::Fatal(format!("a task that never ends has ended: {ended:?}")));
             }
         }
         tokio::select! {
             () = self.stop() => Ok(()),
-            _ = terminate.recv() => Err(Stopped::Fatal("asked to stop twice".to_owned())),
-            _ = interrupt.recv() => Err(Stopped::Fatal("asked to stop twice".to_owned())),
+            () = signals.received() => Err(Stopped::Fatal("asked to stop twice".to_owned())),
         }
     }
 
