@@ -201,11 +201,14 @@ mod tests {
         let validity = started();
         validity.confirmed(7, now());
         let stretch = next(&validity).await;
-        let state = validity.0.state.lock();
-        while now() < state.stop_at {
-            std::thread::yield_now();
-        }
-        validity.extend(state, 7, now() + VALIDITY);
+        let renewed_late = || {
+            let state = validity.0.state.lock();
+            while now() < state.stop_at {
+                std::thread::yield_now();
+            }
+            validity.extend(state, 7, now() + VALIDITY);
+        };
+        renewed_late();
         assert!(stretch.ended.is_cancelled());
         let second = next(&validity).await;
         assert!(!second.is_over());

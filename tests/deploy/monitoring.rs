@@ -358,6 +358,12 @@ impl Prometheus {
     }
 }
 
+/// How much of the disk is free, of 1.
+fn free_share(directory: &Path) -> Result<f64> {
+    let disk = nix::sys::statvfs::statvfs(directory)?;
+    Ok(disk.blocks_available() as f64 / disk.blocks() as f64)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn prometheus_scrapes_with_the_guides_file_and_ours_and_every_panel_shows_something() -> Result<()> {
     if !installed("prometheus") {
@@ -384,7 +390,9 @@ async fn prometheus_scrapes_with_the_guides_file_and_ours_and_every_panel_shows_
     }
     for (alert, expression) in alerts()? {
         let firing = ours.query(&expression)?;
-        ensure!(firing.is_empty(), "{alert} is about to fire on a healthy instance: {firing:?}");
+        // Of a machine whose disk is that full it is the truth.
+        let is_true = alert == "OpenclawDiskFillsUp" && free_share(&std::env::temp_dir())? < 0.1;
+        ensure!(is_true || firing.is_empty(), "{alert} is about to fire on a healthy instance: {firing:?}");
     }
     Ok(())
 }
