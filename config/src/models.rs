@@ -43,8 +43,8 @@ pub struct Provider {
     /// The key it asks for. Default none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub api_key: Option<Secret>,
-    /// Longest wait for the first byte of an answer, in milliseconds. Default 60000; range 100 to 24 h. `timeoutMs` ends the
-    /// wait as well, whichever is sooner.
+    /// Longest wait for the first byte of an answer, in milliseconds: models that reason say nothing until they have thought. Between
+    /// two pieces it is the same, at least 60 s. Default 120000; range 100 to 24 h. `timeoutMs` ends the wait as well, whichever is sooner.
     #[serde(rename = "firstByteTimeoutMs", with = "millis")]
     #[schemars(with = "u64")]
     pub first_byte_timeout: Duration,
@@ -72,7 +72,7 @@ impl Default for Provider {
             api: Api::Openai,
             base_url: None,
             api_key: None,
-            first_byte_timeout: Duration::from_secs(60),
+            first_byte_timeout: Duration::from_secs(120),
             timeout: Duration::from_secs(300),
             max_concurrency: 64,
             max_retries: 2,

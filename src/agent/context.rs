@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use openclaw_proto::state;
 
@@ -33,6 +33,7 @@ impl Default for Options {
 /// Shape: the messages alternate as people read them, and the turn's own message is last. In a transcript they may not:
 /// a message that was accepted while an earlier turn ran stands before that turn's reply. So each reply follows the
 /// message it answers, and messages of later turns are left out.
+/// Where several people wrote, each message begins with its sender's name.
 /// The oldest go first when there are too many, and with them replies that have lost their question; the turn's own
 /// message always stays, however long it is.
 pub fn build(history: &[state::Entry], user_seq: u64, options: &Options) -> Prompt {
@@ -54,6 +55,8 @@ pub fn build(history: &[state::Entry], user_seq: u64, options: &Options) -> Prom
                 replies.entry(&entry.turn_id).or_default().push(entry);
             }
             state::Role::Assistant | state::Role::Tool if question.is_some() => {}
+            // Its question is of before a reset, or too long ago.
+            state::Role::Assistant | state::Role::Tool if !entry.turn_id.is_empty() => {}
             state::Role::Assistant
             | state::Role::Tool
             | state::Role::User
@@ -100,6 +103,8 @@ fn prompt(mut entries: Vec<&state::Entry>, options: &Options) -> Prompt {
             kept = rest;
         }
     }
+    let senders: HashSet<&str> =
+        kept.iter().map(|entry| entry.sender.as_str()).filter(|name| !name.is_empty()).collect();
     let messages = kept.iter().filter_map(|entry| {
         let role = match entry.role() {
             state::Role::User => Role::User,
@@ -108,7 +113,12 @@ fn prompt(mut entries: Vec<&state::Entry>, options: &Options) -> Prompt {
             state::Role::Tool => Role::Tool,
             state::Role::Unspecified => return None,
         };
-        Some(PromptMessage { role, text: entry.text.clone() })
+        // Where several people write, who says what matters.
+        let text = match entry.sender.as_str() {
+            name if role == Role::User && senders.len() > 1 && !name.is_empty() => format!("{name}: {}", entry.text),
+            _ => entry.text.clone(),
+        };
+        Some(PromptMessage { role, text })
     });
     Prompt {
         system: options.system_prompt.clone().filter(|text| !text.trim().is_empty()),
@@ -183,6 +193,28 @@ mod tests {
         check(&lines, 5, &budget(2, 1000), &["E"]);
         check(&lines, 5, &budget(100, 3), &["C", "D", "E"]);
         check(&lines, 5, &budget(100, 2), &["E"]);
+    }
+
+    /// The message before it was running when somebody said `/new`: only what came after is read, and the reply came after.
+    #[test]
+    fn a_reply_whose_question_is_of_before_a_reset_is_left_out() {
+        let mut after_reset = history(&["u1:A", "a1:B", "u2:C"]);
+        after_reset.remove(0);
+        let prompt = build(&after_reset, 3, &Options::default());
+        assert_eq!(prompt.messages.iter().map(|message| &*message.text).collect::<Vec<_>>(), ["C"]);
+    }
+
+    #[test]
+    fn where_several_people_write_each_is_named() {
+        let mut of_ann = history(&["u1:I cannot eat nuts", "a1:Noted", "u2:What may I eat?"]);
+        let texts = |entries: &[state::Entry]| -> Vec<String> {
+            build(entries, 3, &Options::default()).messages.into_iter().map(|message| message.text).collect()
+        };
+        of_ann[0].sender = "Ann".to_owned();
+        of_ann[2].sender = "Ann".to_owned();
+        assert_eq!(texts(&of_ann), ["I cannot eat nuts", "Noted", "What may I eat?"]);
+        of_ann[2].sender = "Bob".to_owned();
+        assert_eq!(texts(&of_ann), ["Ann: I cannot eat nuts", "Noted", "Bob: What may I eat?"]);
     }
 
     #[test]

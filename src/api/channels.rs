@@ -1,10 +1,10 @@
 //! `channels` and `pairings`: which instance runs which bot account, what could not be delivered, and who may write.
 
 use axum::Json as Answer;
-use axum::extract::{Path, State};
+use axum::extract::{FromRequest, Path, Request, State};
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
 use openclaw_proto::http::{
     ApproveRequest, ChannelList, ChannelStatus, DeadLetterAction, DeadLetterList, DeadLetterRequest, ErrorBody,
     ErrorCode, MoveRequest, Pairing, PairingList, RevokeRequest,
@@ -36,6 +36,12 @@ pub trait ChannelView: Send + Sync + 'static {
         id: u64,
         action: DeadLetterAction,
     ) -> BoxFuture<'_, Result<(), ClusterError>>;
+
+    /// Whether this secret opens the account's webhook.
+    ///
+    /// # Errors
+    /// [`ClusterError`], the same where there is no such webhook.
+    fn opens(&self, account: &ChannelAccount, secret: Option<&[u8]>) -> Result<(), ClusterError>;
 
     /// Takes what a platform sent to an account's webhook; durable once it answers.
     fn webhook(
@@ -124,11 +130,13 @@ pub(super) async fn decide(
 pub(super) async fn telegram_webhook(
     State(gateway): State<Gateway>,
     Path(name): Path<String>,
-    headers: HeaderMap,
-    Raw(body): Raw,
+    request: Request,
 ) -> Result<StatusCode, ApiError> {
     let account = account(&format!("telegram:{name}"))?;
-    let secret = headers.get(TELEGRAM_SECRET).map(|value| value.as_bytes().to_vec());
+    let secret = request.headers().get(TELEGRAM_SECRET).map(|value| value.as_bytes().to_vec());
+    // A stranger's body is not even read.
+    gateway.parts().channels.opens(&account, secret.as_deref())?;
+    let Raw(body) = Raw::from_request(request, &gateway).await?;
     bounded(&gateway, gateway.parts().channels.webhook(account, secret, body)).await?;
     Ok(StatusCode::OK)
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderValue, StatusCode};
+use http::{HeaderName, HeaderValue, StatusCode};
 use openclaw_proto::http::{Error, ErrorBody, ErrorCode};
 use openclaw_proto::ids::RequestId;
 use serde::Serialize;
@@ -115,10 +115,41 @@ pub(super) fn body(error: &ApiError, request_id: &RequestId, openai: bool) -> (H
 /// Puts an error's body into its response; which error it is, if it is one.
 pub(super) fn render(response: &mut Response, request_id: &RequestId, openai: bool) -> Option<ErrorCode> {
     let Problem(error) = response.extensions_mut().remove::<Problem>()?;
+    if openai && !may_be_sent_again(error.code) {
+        response.headers_mut().insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+    }
     let (content_type, bytes) = body(&error, request_id, openai);
     response.headers_mut().insert(CONTENT_TYPE, content_type);
     *response.body_mut() = Body::from(bytes);
     Some(error.code)
+}
+
+/// OpenAI's clients repeat what failed with most codes, by themselves and without a key, unless this header says `false`.
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+
+/// Whether a repetition without a key says nothing twice: the message of what is refused here was not committed.
+fn may_be_sent_again(code: ErrorCode) -> bool {
+    match code {
+        ErrorCode::ModelFailed
+        | ErrorCode::TurnAbandoned
+        | ErrorCode::EffectUnknown
+        | ErrorCode::Timeout
+        | ErrorCode::Cancelled
+        | ErrorCode::IdempotencyKeyReused => false,
+        ErrorCode::InvalidRequest
+        | ErrorCode::NotFound
+        | ErrorCode::MethodNotAllowed
+        | ErrorCode::PreconditionFailed
+        | ErrorCode::Conflict
+        | ErrorCode::TooLarge
+        | ErrorCode::UnsupportedMediaType
+        | ErrorCode::Unauthorized
+        | ErrorCode::ForbiddenOrigin
+        | ErrorCode::Busy
+        | ErrorCode::NoQuorum
+        | ErrorCode::Draining
+        | ErrorCode::Internal => true,
+    }
 }
 
 /// An error as OpenAI's clients read it.

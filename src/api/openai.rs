@@ -31,7 +31,7 @@ use super::error::{ApiError, OpenAiErrorBody, openai_error};
 use super::extract::{Json, Name, single};
 use super::{Gateway, limits, sse};
 use crate::metrics::Metrics;
-use crate::models::{AttemptEvent, ChainError, ModelRef, Prompt, PromptMessage, Role};
+use crate::models::{AttemptEvent, ChainError, FinishReason, ModelRef, Prompt, PromptMessage, Role};
 use crate::sessions::follow::Follower;
 use crate::sessions::router::{Address, MAIN_AGENT};
 use crate::sessions::runner;
@@ -182,7 +182,7 @@ async fn stateless(
                 AttemptEvent::Delta(delta) => text.push_str(&delta),
                 AttemptEvent::Finished { usage, model, reason } => {
                     gateway.metrics().tokens(usage.input_tokens, usage.output_tokens);
-                    return Ok(completion(id, model.to_string(), text, reason.as_str(), counted(usage)));
+                    return Ok(completion(id, model.to_string(), text, reason_of(reason), counted(usage)));
                 }
             }
         }
@@ -218,13 +218,20 @@ async fn first(events: &mut ModelEvents) -> Result<Option<AttemptEvent>, ApiErro
     }
 }
 
-fn text_of(message: &ChatMessage) -> String {
+/// # Errors
+/// For parts that are no text: an answer to a picture that was not seen would be made up.
+fn text_of(at: usize, message: &ChatMessage) -> Result<String, ApiError> {
     match &message.content {
-        None => String::new(),
-        Some(ChatContent::Text(text)) => text.clone(),
+        None => Ok(String::new()),
+        Some(ChatContent::Text(text)) => Ok(text.clone()),
         Some(ChatContent::Parts(parts)) => {
-            let texts = parts.iter().filter(|part| part.kind == "text").filter_map(|part| part.text.as_deref());
-            texts.collect::<Vec<_>>().join("\n")
+            if let Some((n, part)) = parts.iter().enumerate().find(|(_, part)| part.kind != "text") {
+                let kind: String = part.kind.chars().take(64).collect();
+                return Err(ApiError::invalid(format!(
+                    "messages[{at}].content[{n}].type is {kind:?}; only text is read"
+                )));
+            }
+            Ok(parts.iter().filter_map(|part| part.text.as_deref()).collect::<Vec<_>>().join("\n"))
         }
     }
 }
@@ -253,7 +260,7 @@ fn messages(given: &[ChatMessage]) -> Result<Vec<PromptMessage>, ApiError> {
     }
     let mut messages = Vec::with_capacity(given.len());
     for (at, message) in given.iter().enumerate() {
-        let (role, text) = (role(at, message)?, text_of(message));
+        let (role, text) = (role(at, message)?, text_of(at, message)?);
         if !text.is_empty() {
             messages.push(PromptMessage { role, text });
         }
@@ -268,8 +275,17 @@ fn last_user_text(given: &[ChatMessage]) -> Result<String, ApiError> {
     for (at, message) in given.iter().enumerate() {
         role(at, message)?;
     }
-    let last = given.iter().rev().find(|message| message.role == "user").map(text_of);
+    let last = given.iter().enumerate().rev().find(|(_, message)| message.role == "user");
+    let last = last.map(|(at, message)| text_of(at, message)).transpose()?;
     last.filter(|text| !text.trim().is_empty()).ok_or_else(|| ApiError::invalid("messages must hold a user's text"))
+}
+
+/// Clients know no other words, and some refuse an answer that has one.
+fn reason_of(reason: FinishReason) -> &'static str {
+    match reason {
+        FinishReason::Other => FinishReason::Stop.as_str(),
+        FinishReason::Stop | FinishReason::Length | FinishReason::Filtered => reason.as_str(),
+    }
 }
 
 fn turn_completion_id(turn: &TurnId) -> String {
@@ -395,7 +411,7 @@ impl sse::Frames for ModelFrames {
                 Some(Ok(AttemptEvent::Delta(text))) => self.chunks.text(text),
                 Some(Ok(AttemptEvent::Finished { usage, reason, .. })) => {
                     self.metrics.tokens(usage.input_tokens, usage.output_tokens);
-                    self.chunks.done(reason.as_str(), counted(usage))
+                    self.chunks.done(reason_of(reason), counted(usage))
                 }
                 Some(Err(error)) => self.chunks.error(&failed(error)),
                 None => self.chunks.error(&ApiError::new(ErrorCode::ModelFailed, "the model ended without an answer")),

@@ -265,6 +265,13 @@ impl ChannelView for View {
         })
     }
 
+    fn opens(&self, account: &ChannelAccount, secret: Option<&[u8]>) -> Result<(), ClusterError> {
+        // Whoever does not know the secret does not learn which accounts there are.
+        let opened = self.webhooks.get(account).ok_or(WebhookError::Unauthorized);
+        let opened = opened.and_then(|webhook| webhook.channel.opens(secret));
+        opened.map_err(|error| ClusterError { code: ErrorCode::Unauthorized, message: error.to_string() })
+    }
+
     fn webhook(
         &self,
         account: ChannelAccount,

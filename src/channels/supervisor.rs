@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -25,7 +26,7 @@ use super::health::Health;
 use super::intake::{Context, Intake};
 use super::outlet::{Outlet, Pace};
 use super::writing::Writing;
-use super::{Channel, ReceiveError, Tenure};
+use super::{Channel, ReceiveError, Reporter, Tenure};
 use crate::cluster;
 use crate::cluster::session::Session;
 use crate::cluster::validity::{Stretch, Validity};
@@ -41,6 +42,8 @@ const FINISH: Duration = Duration::from_secs(2);
 /// Between two attempts to receive, after the first of which it doubles.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// An attempt in which the platform answered, and that lasted this long, was a good one.
+const SETTLED: Duration = Duration::from_secs(10);
 
 /// An account of this instance's configuration.
 #[derive(Clone)]
@@ -244,16 +247,43 @@ impl Supervisor {
     }
 }
 
+/// Remembers whether the platform answered at all.
+struct Listening<R> {
+    reporter: R,
+    heard: AtomicBool,
+}
+
+impl<R: Reporter> Reporter for Listening<R> {
+    fn connected(&self) {
+        self.heard.store(true, Ordering::Relaxed);
+        self.reporter.connected();
+    }
+
+    fn heard(&self) {
+        self.heard.store(true, Ordering::Relaxed);
+        self.reporter.heard();
+    }
+
+    fn disconnected(&self, reason: &str) {
+        self.reporter.disconnected(reason);
+    }
+
+    fn received(&self) {
+        self.reporter.received();
+    }
+}
+
 /// Receives again and again, until the tenure ends.
 async fn receive(channel: &dyn Channel, tenure: &Tenure, intake: &Intake, health: &Health) {
     let account = channel.account();
-    let reporter = health.reporter(account);
+    let reporter = Listening { reporter: health.reporter(account), heard: AtomicBool::new(false) };
     let mut pause = FIRST_PAUSE;
     while !tenure.is_over() {
         let began = tokio::time::Instant::now();
         // It ends by itself with the tenure: some have a connection to close, so that the next owner can go on with it.
         let error = channel.receive(tenure, intake, &reporter).await;
-        if began.elapsed() > LONGEST_PAUSE {
+        // A line that breaks again and again is worth a new attempt each time, a bot that never gets through is not.
+        if reporter.heard.swap(false, Ordering::Relaxed) && began.elapsed() > SETTLED {
             pause = FIRST_PAUSE;
         }
         let wait = match &error {

@@ -58,9 +58,9 @@ impl Error {
     /// The same provider may answer the same request soon, and none of an answer has been handed on.
     pub fn retryable(&self) -> bool {
         match self {
-            Self::RateLimited { .. } | Self::Overloaded { .. } | Self::Unavailable { .. } | Self::Timeout { .. } => {
-                true
-            }
+            Self::RateLimited { .. } | Self::Overloaded { .. } | Self::Unavailable { .. } => true,
+            // One that thinks for long would think as long again, and be paid for again.
+            Self::Timeout { phase, .. } => *phase == Phase::Connection,
             Self::Unauthorized { .. }
             | Self::NotFound { .. }
             | Self::Invalid { .. }

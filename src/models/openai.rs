@@ -123,7 +123,8 @@ impl State {
             if let Some(text) = text.filter(|text| !text.is_empty()) {
                 events.push(ModelEvent::Delta(text));
             }
-            if let Some(reason) = choice.finish_reason {
+            // Some servers send an empty one with every piece.
+            if let Some(reason) = choice.finish_reason.filter(|reason| !reason.is_empty()) {
                 self.reason = Some(match reason.as_str() {
                     "stop" => FinishReason::Stop,
                     "length" => FinishReason::Length,
@@ -275,6 +276,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::models::http::Timeouts;
 
     #[test]
     fn requests_carry_the_conversation_and_ask_for_usage() {
@@ -297,6 +299,28 @@ mod tests {
         check(LimitField::MaxCompletionTokens, "max_completion_tokens");
         let sent = serde_json::to_string(&Request::new("m", &prompt, LimitField::MaxTokens)).unwrap();
         assert!(sent.contains(r#""temperature":0.7"#) && !sent.contains("max_completion_tokens"), "{sent}");
+    }
+
+    #[test]
+    fn an_empty_reason_in_every_piece_does_not_end_an_answer() {
+        let mut state = State::default();
+        let http = Http::new(
+            HttpOptions {
+                provider: "p".into(),
+                base_url: "http://127.0.0.1:9".into(),
+                api_key: None,
+                headers: std::collections::BTreeMap::default(),
+                timeouts: Timeouts::default(),
+            },
+            "authorization",
+            str::to_owned,
+        )
+        .unwrap();
+        let piece = |reason: &str| json!({"choices": [{"delta": {"content": "half"}, "finish_reason": reason}]});
+        state.read(&http, "m", piece("").to_string().as_bytes()).unwrap();
+        assert!(!state.complete());
+        state.read(&http, "m", piece("length").to_string().as_bytes()).unwrap();
+        assert!(state.complete());
     }
 
     #[test]

@@ -61,7 +61,8 @@ impl Models {
         config.providers.iter().try_fold(Self::default(), |models, (name, settings)| {
             let timeouts = Timeouts {
                 first_byte: settings.first_byte_timeout,
-                next_byte: Timeouts::default().next_byte.min(settings.timeout),
+                // Some send a first piece at once, and think then.
+                next_byte: Timeouts::default().next_byte.max(settings.first_byte_timeout).min(settings.timeout),
                 whole_answer: settings.timeout,
                 ..Timeouts::default()
             };

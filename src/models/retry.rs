@@ -422,8 +422,11 @@ mod tests {
         let a = Scripted::new([vec![Step::Hang], vec![Step::delta("x"), Step::Hang]]);
         let start = Instant::now();
         let error = ask(&models(&[("a", &a)], Limits::default()), &["a/m"]).await.unwrap_err();
+        assert!(matches!(error, ChainError::AllFailed(_)), "{error:?}");
+        let error = ask(&models(&[("a", &a)], Limits::default()), &["a/m"]).await.unwrap_err();
         assert!(matches!(error, ChainError::Interrupted(_)), "{error:?}");
         assert!(start.elapsed() >= 2 * WHOLE);
+        assert_eq!(a.requests().len(), 2, "it is not asked again what it had so long for");
     }
 
     #[tokio::test(start_paused = true)]

@@ -222,6 +222,10 @@ impl ChannelView for NoChannels {
         Box::pin(async { no_such("message") })
     }
 
+    fn opens(&self, _: &ChannelAccount, _: Option<&[u8]>) -> Result<(), ClusterError> {
+        Err(ClusterError { code: ErrorCode::Unauthorized, message: "no secret opens it".into() })
+    }
+
     fn webhook(
         &self,
         _: ChannelAccount,

@@ -42,6 +42,43 @@ async fn openai_clients_are_served_without_state() {
 }
 
 #[tokio::test]
+async fn what_cannot_be_read_is_refused_by_its_place() {
+    let instance = Setup::new(Paced::new(1).free()).one();
+    let parts =
+        json!([{"type": "text", "text": "what is this?"}, {"type": "image_url", "image_url": {"url": "data:"}}]);
+    for user in [json!(null), json!("ann")] {
+        let request = json!({"model": "openclaw", "user": user, "messages": [{"role": "user", "content": parts}]});
+        let refused = instance.post("/v1/chat/completions", request).await;
+        assert_eq!(refused.status(), StatusCode::BAD_REQUEST);
+        assert!(!refused.headers().contains_key("x-should-retry"), "nothing was committed");
+        let message = body(refused).await["error"]["message"].to_string();
+        assert!(message.contains("messages[0].content[1].type is") && message.contains("image_url"), "{message}");
+    }
+}
+
+/// Its clients repeat by themselves, without a key, what failed after it was committed.
+#[tokio::test]
+async fn openai_clients_are_told_not_to_say_twice_what_is_committed() {
+    let instance = Setup::new(Paced::new(1)).one();
+    let request = json!({"model": "openclaw", "user": "ann", "messages": [{"role": "user", "content": "x"}]});
+    let cancelled = async {
+        let turn = loop {
+            let session = instance.get("/api/v1/sessions/agent:main:openai-user:ann").await;
+            if session.status() == StatusCode::OK
+                && let Some(turn) = body(session).await["runningTurn"].as_str()
+            {
+                break turn.to_owned();
+            }
+            tokio::task::yield_now().await;
+        };
+        instance.post(&format!("/api/v1/turns/{turn}/cancel"), json!({})).await
+    };
+    let (answer, _) = tokio::join!(instance.post("/v1/chat/completions", request), cancelled);
+    assert_eq!(answer.status(), StatusCode::CONFLICT);
+    assert_eq!(answer.headers()["x-should-retry"], "false");
+}
+
+#[tokio::test]
 async fn an_instance_that_stops_ends_completions_with_a_word() {
     let model = Paced::new(2);
     let instance = Setup::new(model.clone()).one();

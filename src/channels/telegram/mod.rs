@@ -128,10 +128,21 @@ impl Telegram {
     /// # Errors
     /// [`WebhookError`]; an account that polls has no webhook, and no secret opens it.
     pub async fn webhook(&self, secret: Option<&[u8]>, body: &[u8]) -> Result<Vec<InboundMessage>, WebhookError> {
-        let webhook = self.webhook.as_ref().ok_or(WebhookError::Unauthorized)?;
-        let verified = webhook.secret.verify(secret)?;
+        let verified = self.verified(secret)?;
         let bot = self.client.me(None).await.map_err(|error| WebhookError::Unavailable(error.to_string()))?;
         webhook::parse(&verified, bot, body)
+    }
+
+    /// Whether this secret opens its webhook, before anything else of a request is read.
+    ///
+    /// # Errors
+    /// [`WebhookError::Unauthorized`].
+    pub fn opens(&self, secret: Option<&[u8]>) -> Result<(), WebhookError> {
+        self.verified(secret).map(drop)
+    }
+
+    fn verified(&self, secret: Option<&[u8]>) -> Result<webhook::Verified, WebhookError> {
+        self.webhook.as_ref().ok_or(WebhookError::Unauthorized)?.secret.verify(secret)
     }
 
     /// Never ends by itself unless something stands in the way.
