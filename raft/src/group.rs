@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use openclaw_proto::ids::{ClusterId, GroupId, InstanceId};
 use openclaw_proto::raft as pb;
+use openraft::Instant as _;
 use openraft::Raft;
 use openraft::errors::ClientWriteError;
 use tokio::sync::watch;
@@ -146,6 +147,13 @@ impl Group {
         if is_removal(status) && has(&self.metrics().committed_membership_config, self.own_node()) {
             self.0.removed.send_replace(true);
         }
+    }
+
+    /// Whether this instance leads, as far as it knows, and has not been heard by a quorum for a while.
+    pub(crate) fn has_lost_quorum(&self) -> bool {
+        let metrics = self.metrics();
+        let acked = metrics.last_quorum_acked.as_ref().map(|at| at.elapsed());
+        metrics.current_leader == Some(metrics.id) && acked.is_some_and(|since| since > self.0.silence)
     }
 
     /// Whether a leader said that this instance was removed.

@@ -43,6 +43,10 @@ async fn confirmed(group: &Group, timeout: Duration) -> Result<LogId, NotHere> {
     if group.is_given_away(before.vote.leader_id.term()) {
         return Err(NotHere::NotLeader { leader: None });
     }
+    // So they are without a quorum, where only some hear this leader: openraft has stopped its heartbeats for that.
+    if group.has_lost_quorum() {
+        return Err(NotHere::NoQuorum);
+    }
     let mut follow = BTreeSet::from([own]);
     let mut questions = JoinSet::new();
     for (node, member) in before.membership.nodes().filter(|(node, _)| **node != own) {

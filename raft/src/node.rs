@@ -235,6 +235,9 @@ impl Node {
             let served = Server::builder()
                 .http2_keepalive_interval(Some(Duration::from_secs(1)))
                 .http2_keepalive_timeout(Some(Duration::from_secs(2)))
+                // A question that others answered first is taken back, and many such may wait while this process is held up:
+                // more than the library's 20 would end the connection with all that it carries.
+                .http2_max_pending_accept_reset_streams(Some(4096))
                 .initial_stream_window_size(4 << 20)
                 .initial_connection_window_size(16 << 20)
                 .add_routes(routes)

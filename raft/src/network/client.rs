@@ -18,6 +18,7 @@ use openraft::raft::{
     TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::type_config::alias::SnapshotOf;
+use tokio::sync::watch;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
@@ -30,8 +31,10 @@ use crate::wire;
 const STALLED: Duration = Duration::from_secs(2);
 /// Bytes per piece of a snapshot.
 const SNAPSHOT_PIECE: usize = 256 << 10;
-/// From the last piece sent to the snapshot installed.
-const INSTALL_DEADLINE: Duration = Duration::from_secs(120);
+/// From one piece of a snapshot taken by the peer to the next: however large the snapshot, and however slow the link.
+const PIECE_DEADLINE: Duration = Duration::from_secs(60);
+/// From the last piece taken to the snapshot installed, for which the peer reads it twice.
+const INSTALL_DEADLINE: Duration = Duration::from_secs(600);
 
 #[derive(Clone)]
 pub(crate) struct NetworkFactory {
@@ -272,8 +275,16 @@ impl RaftNetworkV2<TypeConfig> for Network {
         let pieces = tokio_util::io::ReaderStream::with_capacity(tokio::fs::File::from_std(file), SNAPSHOT_PIECE);
         let (broken, broke) = tokio::sync::oneshot::channel();
         let mut broken = Some(broken);
+        let (progress, moved) = watch::channel(PIECE_DEADLINE);
         let chunks = futures::stream::iter([first]).chain(
             pieces
+                // The end is asked for as well.
+                .map(Some)
+                .chain(futures::stream::once(async { None }))
+                .inspect(move |piece| {
+                    progress.send_replace(if piece.is_some() { PIECE_DEADLINE } else { INSTALL_DEADLINE });
+                })
+                .filter_map(futures::future::ready)
                 .map(move |piece| match piece {
                     Ok(data) => Some(pb::SnapshotChunk { data, ..Default::default() }),
                     Err(error) => {
@@ -287,13 +298,16 @@ impl RaftNetworkV2<TypeConfig> for Network {
                 .take_while(|chunk| futures::future::ready(chunk.is_some()))
                 .filter_map(futures::future::ready),
         );
-        let call = tokio::time::timeout(INSTALL_DEADLINE, client.install_snapshot(chunks));
         let answer = tokio::select! {
             closed = cancel => return Err(StreamingError::Closed(closed)),
             Ok(error) = broke => return Err(network(&error)),
-            answer = call => answer,
+            limit = stands_still(moved) => {
+                let text = format!("the snapshot did not get on for {limit:?}");
+                return Err(StreamingError::Network(NetworkError::from_string(text)));
+            }
+            answer = client.install_snapshot(chunks) => answer,
         };
-        let answer = answer.map_err(|elapsed| network(&elapsed))?.map_err(|status| match failed(&status) {
+        let answer = answer.map_err(|status| match failed(&status) {
             RPCError::Unreachable(error) => StreamingError::Unreachable(error),
             RPCError::Timeout(_) | RPCError::Network(_) | RPCError::RemoteError(_) => network(&status),
         })?;
@@ -333,6 +347,22 @@ impl RaftNetworkV2<TypeConfig> for Network {
             Some((*delay * 2).min(Duration::from_secs(1)))
         });
         Some(Backoff::new(doubling.map(|delay| delay.mul_f64(rand::random_range(0.75..1.25)))))
+    }
+}
+
+/// Ends once nothing has moved for as long as was said last.
+async fn stands_still(mut moved: watch::Receiver<Duration>) -> Duration {
+    loop {
+        let limit = *moved.borrow_and_update();
+        match tokio::time::timeout(limit, moved.changed()).await {
+            Ok(Ok(())) => {}
+            // Nobody says anything more: what was said last still counts.
+            Ok(Err(_)) => {
+                tokio::time::sleep(limit).await;
+                return limit;
+            }
+            Err(_) => return limit,
+        }
     }
 }
 

@@ -157,6 +157,14 @@ impl Engine {
         torn_log::cut_endless_logs(&dir.join("db")).map_err(io)?;
         let db = DB::open_cf_descriptors(&database_options(), dir.join("db"), column_families())
             .map_err(|error| OpenError::of(dir, error))?;
+        // Its files are of no use after a power loss if the directory's entry is not there.
+        File::open(dir).and_then(|dir| dir.sync_all()).map_err(io)?;
+        if let Some(above) = dir.parent().filter(|above| !above.as_os_str().is_empty())
+            && let Err(error) = File::open(above).and_then(|above| above.sync_all())
+        {
+            // It may be another's, and not for this user to read.
+            tracing::debug!(above = %above.display(), %error, "the directory above is not synced");
+        }
         let found = db.latest_sequence_number();
         if found < synced && !planted(Bug::AcceptedTail) {
             return Err(OpenError::LostRecords { dir: dir.to_owned(), found, synced });

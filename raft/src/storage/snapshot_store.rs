@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use openclaw_proto::ids::GroupId;
 use openclaw_proto::raft as pb;
@@ -27,15 +28,44 @@ const BUFFER_BYTES: usize = 256 << 10;
 pub(crate) struct SnapshotFile {
     file: File,
     path: PathBuf,
+    /// Of one that was received and is nobody's snapshot yet.
+    temporary: Option<Arc<Temporary>>,
+}
+
+/// A file that goes with this value, unless it was kept.
+#[derive(Debug)]
+struct Temporary {
+    path: PathBuf,
+    kept: AtomicBool,
+}
+
+impl Temporary {
+    fn new(path: PathBuf) -> Self {
+        Self { path, kept: AtomicBool::new(false) }
+    }
+
+    fn keep(&self) {
+        self.kept.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if !self.kept.load(Ordering::Relaxed)
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove a snapshot that is not used");
+        }
+    }
 }
 
 impl SnapshotFile {
     fn open(path: PathBuf) -> io::Result<Self> {
-        Ok(Self { file: File::open(&path)?, path })
+        Ok(Self { file: File::open(&path)?, path, temporary: None })
     }
 
     pub(crate) fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self { file: self.file.try_clone()?, path: self.path.clone() })
+        Ok(Self { file: self.file.try_clone()?, path: self.path.clone(), temporary: self.temporary.clone() })
     }
 
     /// The bytes, from the first on.
@@ -131,15 +161,16 @@ impl SnapshotStore {
         current.map(|(meta, path)| Ok((meta, SnapshotFile::open(path)?))).transpose()
     }
 
-    /// Makes the whole file at `path` the group's snapshot.
-    fn publish(&self, meta: &SnapshotMeta, path: &Path) -> io::Result<SnapshotFile> {
+    /// Makes a whole file the group's snapshot, unless there is a newer one.
+    fn publish(&self, meta: &SnapshotMeta, whole: &Temporary) -> io::Result<SnapshotFile> {
         let target = self.final_path(meta);
         let mut current = self.current.lock();
         if let Some((newer, path)) = current.as_ref().filter(|(known, _)| known.last_log_id > meta.last_log_id) {
             tracing::debug!(newer = ?newer.last_log_id, "kept the newer snapshot");
             return SnapshotFile::open(path.clone());
         }
-        fs::rename(path, &target)?;
+        fs::rename(&whole.path, &target)?;
+        whole.keep();
         File::open(&self.dir)?.sync_all()?;
         let file = SnapshotFile::open(target.clone())?;
         if let Some((_, older)) = current.replace((meta.clone(), target.clone()))
@@ -152,7 +183,12 @@ impl SnapshotStore {
 
     /// Makes a received file, which has been installed, the group's snapshot.
     pub(super) fn adopt(&self, meta: &SnapshotMeta, file: SnapshotFile) -> io::Result<()> {
-        self.publish(meta, &file.path).map(drop)
+        match file.temporary.as_deref() {
+            Some(whole) => self.publish(meta, whole).map(drop),
+            // What a start installs again is the group's snapshot already.
+            None if file.path == self.final_path(meta) => Ok(()),
+            None => self.publish(meta, &Temporary::new(file.path)).map(drop),
+        }
     }
 
     /// Begins a snapshot of the rows as they are now; the writing goes on in a thread of its own.
@@ -170,12 +206,8 @@ impl SnapshotStore {
                 return;
             }
             let path = store.temporary_path();
-            let written = store.write(&meta, &db, &view, prefix, &end, &path);
-            if written.is_err()
-                && let Err(error) = fs::remove_file(&path)
-            {
-                tracing::warn!(path = %path.display(), %error, "cannot remove an unfinished snapshot");
-            }
+            let written = File::create_new(&path)
+                .and_then(|file| store.write(&meta, &db, &view, prefix, &end, file, &Temporary::new(path)));
             // Whoever asked for it may have stopped.
             drop(done.send(written.map(|file| (meta, file))));
         })?;
@@ -190,10 +222,11 @@ impl SnapshotStore {
         view: &rocksdb::SnapshotWithThreadMode<'_, DB>,
         prefix: [u8; 8],
         end: &[u8],
-        path: &Path,
+        file: File,
+        path: &Temporary,
     ) -> io::Result<SnapshotFile> {
         let header = wire::to_snapshot_meta(meta).encode_to_vec();
-        let file = BufWriter::with_capacity(BUFFER_BYTES, File::create_new(path)?);
+        let file = BufWriter::with_capacity(BUFFER_BYTES, file);
         let marks = db.cf_handle(Table::Marks.name()).ok_or_else(|| io::Error::other("no such column family"))?;
         let mark = view.get_cf(marks, [&prefix[..], keys::FORMAT].concat()).map_err(io::Error::other)?;
         let format = format::active_by(mark.as_deref()).map_err(io::Error::other)?;
@@ -222,7 +255,7 @@ impl SnapshotStore {
     /// A file for a snapshot that arrives in pieces.
     pub(crate) fn receive(&self) -> io::Result<Incoming> {
         let path = self.temporary_path();
-        Ok(Incoming { file: Some(File::create_new(&path)?), path })
+        Ok(Incoming { file: File::create_new(&path)?, temporary: Temporary::new(path) })
     }
 }
 
@@ -239,29 +272,26 @@ impl Pending {
     }
 }
 
-/// A snapshot that is being received; removed again unless it is finished.
+/// A snapshot that is being received.
 #[derive(Debug)]
 pub(crate) struct Incoming {
-    file: Option<File>,
-    path: PathBuf,
+    file: File,
+    temporary: Temporary,
 }
 
 impl Incoming {
     pub(crate) fn write(&mut self, data: &[u8]) -> io::Result<()> {
-        self.file.as_mut().map_or_else(|| Err(io::Error::other("already finished")), |file| file.write_all(data))
+        self.file.write_all(data)
     }
 
     /// Puts the file on disk and reads it once to its end: one that broke off or was damaged on its way must not reach
     /// the state machine, for which a failed read is fatal.
-    pub(crate) async fn finish(mut self) -> io::Result<SnapshotFile> {
+    pub(crate) async fn finish(self) -> io::Result<SnapshotFile> {
         tokio::task::spawn_blocking(move || {
-            if let Some(file) = &self.file {
-                file.sync_all()?;
-            }
-            let snapshot = SnapshotFile::open(self.path.clone())?;
+            self.file.sync_all()?;
+            let mut snapshot = SnapshotFile::open(self.temporary.path.clone())?;
             snapshot.for_each_row(|_| Ok(()))?;
-            // From here on it is no longer this value's to remove.
-            self.file.take();
+            snapshot.temporary = Some(Arc::new(self.temporary));
             Ok(snapshot)
         })
         .await
@@ -269,12 +299,51 @@ impl Incoming {
     }
 }
 
-impl Drop for Incoming {
-    fn drop(&mut self) {
-        if self.file.is_some()
-            && let Err(error) = fs::remove_file(&self.path)
-        {
-            tracing::warn!(path = %self.path.display(), %error, "cannot remove a snapshot that broke off");
+#[cfg(test)]
+mod tests {
+    use openraft::StoredMembership;
+
+    use super::*;
+    use crate::types::LogId;
+
+    fn meta(index: u64) -> SnapshotMeta {
+        SnapshotMeta {
+            last_log_id: Some(LogId::new_term_index(1, index)),
+            last_membership: StoredMembership::default(),
         }
+    }
+
+    /// One with no rows, as if it had been received.
+    async fn received(store: &SnapshotStore, index: u64) -> SnapshotFile {
+        let header = wire::to_snapshot_meta(&meta(index)).encode_to_vec();
+        let (bytes, _) = SnapshotWriter::new(Vec::new(), 1, &header).unwrap().finish().unwrap();
+        let mut incoming = store.receive().unwrap();
+        incoming.write(&bytes).unwrap();
+        incoming.finish().await.unwrap()
+    }
+
+    fn files(dir: &Path) -> usize {
+        fs::read_dir(dir).unwrap().count()
+    }
+
+    #[tokio::test]
+    async fn what_was_received_and_is_not_wanted_leaves_no_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = SnapshotStore::open(dir.path().to_owned(), GroupId::ZERO).unwrap();
+        // Openraft declined it.
+        drop(received(&store, 5).await);
+        assert_eq!(files(dir.path()), 0);
+        // One that is being read twice stays until both are done, and as the group's own.
+        let file = received(&store, 7).await;
+        let reading = file.try_clone().unwrap();
+        store.adopt(&meta(7), file).unwrap();
+        drop(reading);
+        assert_eq!((files(dir.path()), store.current().unwrap().unwrap().0), (1, meta(7)));
+        // An older one came later.
+        let older = received(&store, 6).await;
+        store.adopt(&meta(6), older).unwrap();
+        assert_eq!((files(dir.path()), store.current().unwrap().unwrap().0), (1, meta(7)));
+        drop(store.receive().unwrap());
+        assert_eq!(files(dir.path()), 1, "it broke off");
     }
 }
