@@ -63,13 +63,21 @@ impl View {
     }
 
     fn warnings(status: &Status) -> Vec<String> {
-        match status.voter_count() {
-            2 => vec![
-                "two voters tolerate no failure: when either is down nothing can be committed; add a third".to_owned(),
-            ],
-            0 => vec!["this instance is not a member of a formed cluster yet".to_owned()],
-            _ => Vec::new(),
+        let voters = status.voter_count();
+        let mut warnings = Vec::new();
+        if voters > 0 && !status.has_quorum {
+            warnings.push(
+                "this instance hears of no majority: nothing can be written, and who is live is as it was before".to_owned(),
+            );
         }
+        match voters {
+            2 => warnings.push(
+                "two voters tolerate no failure: when either is down nothing can be committed; add a third".to_owned(),
+            ),
+            0 => warnings.push("this instance is not a member of a formed cluster yet".to_owned()),
+            _ => {}
+        }
+        warnings
     }
 }
 
@@ -151,7 +159,8 @@ impl ClusterView for View {
             Ok(Cluster {
                 cluster_id: self.node.cluster_id().as_str().to_owned(),
                 instance_id: self.node.instance_id().as_str().to_owned(),
-                leader: status.leader.as_ref().map(|id| id.as_str().to_owned()),
+                // Without a quorum it is who led last.
+                leader: status.leader.as_ref().filter(|_| status.has_quorum).map(|id| id.as_str().to_owned()),
                 term: status.term,
                 commit_index: status.committed_index,
                 format: view.format().map_err(|error| internal(&error))?,

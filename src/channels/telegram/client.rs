@@ -323,15 +323,20 @@ impl Client {
         self.call(Some(tenure), &GetWebhookInfo::new(), self.timing.call).await
     }
 
-    /// Waits for updates from `offset` on, and confirms all before it.
-    pub(super) async fn get_updates(&self, tenure: &Tenure, offset: Option<i32>) -> Result<Vec<Value>, CallError> {
+    /// Waits at most so long for updates from `offset` on, and confirms all before it.
+    pub(super) async fn get_updates(
+        &self,
+        tenure: &Tenure,
+        offset: Option<i32>,
+        wait: Duration,
+    ) -> Result<Vec<Value>, CallError> {
         let call = GetUpdates {
             offset,
             limit: None,
-            timeout: Some(u32::try_from(self.timing.poll.as_secs()).unwrap_or(0)),
+            timeout: Some(u32::try_from(wait.as_secs()).unwrap_or(0)),
             allowed_updates: Some(allowed()),
         };
-        self.call(Some(tenure), &call, self.timing.poll + self.timing.call).await
+        self.call(Some(tenure), &call, wait + self.timing.call).await
     }
 
     pub(super) async fn send(

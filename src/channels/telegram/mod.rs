@@ -17,6 +17,7 @@ pub mod webhook;
 
 use std::convert::Infallible;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures::future::BoxFuture;
@@ -42,6 +43,8 @@ const GROUP_PREVIEWS: Duration = Duration::from_secs(4);
 struct Timing {
     /// Of a poll that finds nothing; Telegram allows 50 s. In whole seconds.
     poll: Duration,
+    /// Of the first one, whose answer says that the account receives. In whole seconds.
+    first_poll: Duration,
     /// Of any other call, and what a poll may take beyond its own.
     call: Duration,
     /// Before the next poll, when another request ended one.
@@ -57,6 +60,7 @@ impl Default for Timing {
     fn default() -> Self {
         Self {
             poll: Duration::from_secs(25),
+            first_poll: Duration::from_secs(1),
             call: Duration::from_secs(10),
             after_conflict: Duration::from_secs(1),
             webhook_look: Duration::from_secs(60),
@@ -90,6 +94,9 @@ pub struct Telegram {
     timing: Timing,
     /// Absent: it polls.
     webhook: Option<Webhook>,
+    /// Another program polled too when receiving ended last: a short poll may succeed between two of its own, and would
+    /// prove nothing.
+    rivalled: AtomicBool,
 }
 
 struct Webhook {
@@ -119,7 +126,7 @@ impl Telegram {
             TelegramMode::Polling => None,
             TelegramMode::Webhook => Some(Webhook::new(settings)?),
         };
-        Ok(Self { account, client, timing, webhook })
+        Ok(Self { account, client, timing, webhook, rivalled: AtomicBool::new(false) })
     }
 
     /// Reads what came to the account's webhook: `secret` is the value of [`webhook::SECRET_HEADER`]. The caller stores the
@@ -148,7 +155,11 @@ impl Telegram {
     /// Never ends by itself unless something stands in the way.
     async fn until_failure(&self, tenure: &Tenure, inbox: &dyn Inbox, reporter: &dyn Reporter) -> ReceiveError {
         let ended = match &self.webhook {
-            None => poll::poll(&self.client, &self.timing, tenure, inbox, reporter).await,
+            None => {
+                let rivalled = self.rivalled.load(Ordering::Relaxed);
+                let first = if rivalled { self.timing.poll } else { self.timing.first_poll };
+                poll::poll(&self.client, &self.timing, first, tenure, inbox, reporter).await
+            }
             Some(webhook) => match self.client.set_webhook(tenure, &webhook.registration).await {
                 Ok(()) => {
                     reporter.connected();
@@ -159,7 +170,10 @@ impl Telegram {
         };
         match ended {
             Ok(never) => match never {},
-            Err(error) => error,
+            Err(error) => {
+                self.rivalled.store(matches!(error, ReceiveError::ForeignPoller(_)), Ordering::Relaxed);
+                error
+            }
         }
     }
 

@@ -38,26 +38,28 @@ impl Cursor {
     }
 }
 
-/// Polls until something stands in the way. The caller drops it when the tenure ends.
+/// Polls until something stands in the way; the first poll waits for `first` alone. The caller drops it when the tenure
+/// ends.
 pub(super) async fn poll(
     client: &Client,
     timing: &Timing,
+    first: Duration,
     tenure: &Tenure,
     inbox: &dyn Inbox,
     reporter: &dyn Reporter,
 ) -> Result<Infallible, ReceiveError> {
     let bot = client.me(Some(tenure)).await?;
     client.delete_webhook(tenure).await?;
-    reporter.connected();
     let stored = until_stored(timing, || inbox.cursor()).await?;
     let mut offset = stored.and_then(|text| Cursor::read(&text)).map(|cursor| cursor.offset);
     let mut conflicts = Conflicts::default();
+    let (mut answered, mut wait) = (false, first);
     loop {
         // Whoever drops this may be woken after it.
         if tenure.is_over() {
             return Err(ReceiveError::Ended);
         }
-        let updates = match client.get_updates(tenure, offset).await {
+        let updates = match client.get_updates(tenure, offset, wait).await {
             Ok(updates) => updates,
             Err(CallError::Conflict(said)) => {
                 info!(account = %bot.account, said, "another request for the bot's updates ended ours");
@@ -71,7 +73,13 @@ pub(super) async fn poll(
             }
             Err(error) => return Err(error.into()),
         };
-        reporter.heard();
+        // Only now: that Telegram answers to other calls does not mean that it answers to this one.
+        if answered {
+            reporter.heard();
+        } else {
+            reporter.connected();
+        }
+        (answered, wait) = (true, timing.poll);
         let Some(last) = updates.last() else { continue };
         let Some(next) = parse::update_id(last).and_then(|id| i32::try_from(id).ok()?.checked_add(1)) else {
             return Err(ReceiveError::Failed {
@@ -81,7 +89,7 @@ pub(super) async fn poll(
         };
         if planted(Bug::EarlyOffset) {
             // The question confirms; what it finds is found again by the next one.
-            drop(client.get_updates(tenure, Some(next)).await);
+            drop(client.get_updates(tenure, Some(next), wait).await);
         }
         reporter.received();
         let messages: Vec<_> = updates.iter().filter_map(|update| parse::update(bot, update)).collect();

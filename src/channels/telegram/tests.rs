@@ -325,7 +325,7 @@ async fn another_program_with_the_same_token_is_told_from_an_owner_before_us() {
     let (server, channel, store, owner) = polling().await;
     let other = Client::new(channel.account.clone(), &settings(&server), Timing::default()).unwrap();
     // One poll of somebody else ends ours, and our next one ends it.
-    let ended = other.get_updates(&Tenure::endless(1), None).await;
+    let ended = other.get_updates(&Tenure::endless(1), None, Timing::default().poll).await;
     assert!(matches!(ended, Err(CallError::Conflict(_))), "{ended:?}");
     let update = say(&server, "hello");
     server.wait_for_confirmation(BOT, update, WITHIN).await.unwrap();
@@ -333,13 +333,39 @@ async fn another_program_with_the_same_token_is_told_from_an_owner_before_us() {
 
     let stubborn = tokio::spawn(async move {
         loop {
-            drop(other.get_updates(&Tenure::endless(1), None).await);
+            drop(other.get_updates(&Tenure::endless(1), None, Timing::default().poll).await);
         }
     });
     let failure = owner.ended().await;
     assert!(matches!(&failure, ReceiveError::ForeignPoller(said) if said.contains("other getUpdates")), "{failure}");
     assert!(store.now().said.back().unwrap().contains("same bot token"));
+
+    // A short poll that succeeds between two of the other's would look as if all were well.
+    let (asked, said) = (polls(&server).len(), store.now().said.len());
+    let failure = Owner::start(&channel, &store).ended().await;
+    assert!(matches!(failure, ReceiveError::ForeignPoller(_)), "{failure}");
+    assert!(polls(&server)[asked..].iter().all(|poll| poll.parameters["timeout"] == 25));
+    assert!(!store.now().said.iter().skip(said).any(|said| said == "connected"), "{:?}", store.now().said);
     stubborn.abort();
+}
+
+#[tokio::test]
+async fn who_gets_no_answer_to_a_poll_is_not_connected_whatever_else_telegram_answers() {
+    let server = server().await;
+    let (channel, store) = (channel(&settings(&server)), Arc::new(Store::default()));
+    let failing = server.inject(Rule::always(Fault::Status(502)).method(Method::GetUpdates));
+    for _ in 0..2 {
+        let failure = Owner::start(&channel, &store).ended().await;
+        assert!(matches!(failure, ReceiveError::Failed { .. }), "{failure}");
+    }
+    failing.release();
+    let hanging = server.inject(Rule::always(Fault::Hang).method(Method::GetUpdates));
+    let owner = Owner::start(&channel, &store);
+    hanging.wait_for_hits(1, WITHIN).await.unwrap();
+    assert!(store.now().said.iter().all(|said| said.starts_with("disconnected")), "{:?}", store.now().said);
+    hanging.release();
+    store.wait_for(|stored| stored.said.contains(&"connected".to_owned())).await;
+    owner.end().await;
 }
 
 #[tokio::test]
