@@ -4,6 +4,7 @@
 //! `cargo jepsen`, not here. When a test fails it prints where every instance's log is.
 
 use std::collections::BTreeSet;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -16,6 +17,7 @@ use jepsen_lite::workloads::append::{self, Load};
 use jepsen_lite::workloads::register;
 use openclaw_proto::http::{ChatRequest, Entry, ErrorCode, Role};
 use openclaw_proto::ids::{IdempotencyKey, SessionKey};
+use serde_json::Value;
 
 /// For anything that ends by itself.
 const SOON: Duration = Duration::from_secs(60);
@@ -350,6 +352,19 @@ async fn an_instance_without_quorum_says_so_quickly_and_recovers() -> Result<()>
         assert!(matches!(&read, Reply::Failed(Failure { status: Some(503), .. })), "never stale as if fresh: {read:?}");
         assert!(begin.elapsed() < QUICK, "the read was refused after {:?}", begin.elapsed());
         assert!(!alone.is_ready().await);
+        // Who was live before is listed still, but nobody leads.
+        let url = format!("http://{}", cluster.instances()[leader].http);
+        let status = Command::new(env!("CARGO_BIN_EXE_openclaw"))
+            .args(["cluster", "status", "--json", "--url", &url])
+            .output()?;
+        let said: Value = serde_json::from_slice(&status.stdout)?;
+        assert_eq!(status.status.code(), Some(1), "{said}");
+        assert!(said.get("leader").is_none(), "{said}");
+        assert!(
+            said["members"].as_array().is_some_and(|all| all.iter().all(|one| one["role"] == "follower")),
+            "{said}"
+        );
+        assert!(said["warnings"][0].as_str().is_some_and(|warning| warning.contains("hears of no majority")), "{said}");
 
         cluster.start_all()?;
         cluster.wait_all_ready(SOON).await?;

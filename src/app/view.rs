@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use openclaw_proto::http::{Cluster, ErrorCode, Maintenance, Member, StateHash};
+use openclaw_proto::http::{Cluster, ErrorCode, Maintenance, Member, MemberRole, StateHash};
 use openclaw_proto::ids::{InstanceId, SessionKey};
 use openclaw_proto::state::Lease;
 use openclaw_raft::{MembershipError, Node, Status, TableError};
@@ -67,7 +67,8 @@ impl View {
         let mut warnings = Vec::new();
         if voters > 0 && !status.has_quorum {
             warnings.push(
-                "this instance hears of no majority: nothing can be written, and who is live is as it was before".to_owned(),
+                "this instance hears of no majority: nothing can be written, and who is live is as it was before"
+                    .to_owned(),
             );
         }
         match voters {
@@ -83,6 +84,18 @@ impl View {
 
 fn internal(error: impl std::fmt::Display) -> ClusterError {
     ClusterError { code: ErrorCode::Internal, message: error.to_string() }
+}
+
+/// Whom a majority follows; without a quorum a status still names who led last.
+fn leader(status: &Status) -> Option<InstanceId> {
+    status.leader.clone().filter(|_| status.has_quorum)
+}
+
+fn role(role: MemberRole, has_quorum: bool) -> MemberRole {
+    match role {
+        MemberRole::Leader if !has_quorum => MemberRole::Follower,
+        MemberRole::Leader | MemberRole::Follower | MemberRole::Learner => role,
+    }
 }
 
 fn not_now(error: NotNow) -> ClusterError {
@@ -115,7 +128,7 @@ impl ClusterView for View {
     fn status(&self) -> ClusterStatus {
         let status = self.node.status();
         ClusterStatus {
-            leader: status.leader,
+            leader: leader(&status),
             term: status.term,
             applied_index: status.applied_index,
             has_quorum: status.has_quorum,
@@ -143,7 +156,7 @@ impl ClusterView for View {
                     let http_addr = row.map(|row| row.http_addr.clone()).filter(|addr| !addr.is_empty());
                     Member {
                         instance_id: member.instance_id.as_str().to_owned(),
-                        role: member.role,
+                        role: role(member.role, status.has_quorum),
                         http_addr: http_addr.unwrap_or_else(|| member.http_addr.clone()),
                         peer_addr: member.peer_addr.clone(),
                         applied_index: if is_self { Some(status.applied_index) } else { member.matched_index },
@@ -159,8 +172,7 @@ impl ClusterView for View {
             Ok(Cluster {
                 cluster_id: self.node.cluster_id().as_str().to_owned(),
                 instance_id: self.node.instance_id().as_str().to_owned(),
-                // Without a quorum it is who led last.
-                leader: status.leader.as_ref().filter(|_| status.has_quorum).map(|id| id.as_str().to_owned()),
+                leader: leader(&status).map(String::from),
                 term: status.term,
                 commit_index: status.committed_index,
                 format: view.format().map_err(|error| internal(&error))?,

@@ -436,6 +436,7 @@ pub struct Member {
 pub struct Cluster {
     pub cluster_id: String,
     pub instance_id: String,
+    /// Whom a majority follows; absent: this instance knows of nobody.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub leader: Option<String>,
     pub term: u64,

@@ -24,7 +24,7 @@ pub(super) struct Cluster {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Show leader, term, members and warnings: exit code 1 without a leader
+    /// Show leader, term, members and warnings: exit code 1 without a leader that a majority follows
     Status {
         #[command(flatten)]
         connection: Connection,

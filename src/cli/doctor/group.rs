@@ -55,8 +55,8 @@ pub(super) fn judge(cluster: Option<&Cluster>, health: Option<Health>) -> Vec<Fi
 fn quorum(cluster: &Cluster, health: Option<&Health>) -> Finding {
     const CHECK: &str = "quorum";
     let own = &cluster.instance_id;
-    // Who led last is still named by an instance that hears of nobody any more; its health knows better. Its status is one
-    // word, in which draining and maintenance stand before a quorum; the reasons are all of them.
+    // Of an earlier release: who led last is still named by an instance that hears of nobody any more; its health knows better.
+    // Its status is one word, in which draining and maintenance stand before a quorum; the reasons are all of them.
     let Some(health) = health else {
         return match &cluster.leader {
             Some(_) => Finding::skipped(CHECK, format!("{own} did not say how it is")),
