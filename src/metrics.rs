@@ -66,6 +66,7 @@ pub struct Metrics {
     pub raft_commit_index: IntGauge,
     pub raft_applied_index: IntGauge,
     pub raft_is_leader: IntGauge,
+    pub raft_members: IntGauge,
     pub raft_has_quorum: IntGauge,
     pub raft_leader_changes: IntCounter,
     pub raft_proposals: IntCounterVec,
@@ -202,6 +203,11 @@ impl Metrics {
             raft_commit_index: gauge(&r, "openclaw_raft_commit_index", "Highest log index known to be committed.")?,
             raft_applied_index: gauge(&r, "openclaw_raft_applied_index", "Highest log index applied here.")?,
             raft_is_leader: gauge(&r, "openclaw_raft_is_leader", "1 while this instance leads, else 0.")?,
+            raft_members: gauge(
+                &r,
+                "openclaw_raft_members",
+                "Members of the cluster that this instance knows of, itself among them; the leader knows best.",
+            )?,
             raft_has_quorum: gauge(
                 &r,
                 "openclaw_raft_has_quorum",
@@ -388,6 +394,7 @@ impl Metrics {
         self.raft_commit_index.set(gauge(status.committed_index));
         self.raft_applied_index.set(gauge(status.applied_index));
         self.raft_is_leader.set(i64::from(status.is_leader));
+        self.raft_members.set(i64::try_from(status.members.len()).unwrap_or(i64::MAX));
         self.raft_has_quorum.set(i64::from(status.has_quorum));
         if leader_changed {
             self.raft_leader_changes.inc();
@@ -505,12 +512,13 @@ mod tests {
     use super::*;
 
     /// What a gauge or histogram without a unit counts, and units.
-    const COUNTS: [&str; 17] = [
+    const COUNTS: [&str; 18] = [
         "connections",
         "streams",
         "running",
         "waiting",
         "active",
+        "members",
         "connected",
         "term",
         "index",
@@ -606,6 +614,7 @@ mod tests {
             lines.map(|line| line.split_once('{').unwrap().1.to_owned()).collect::<Vec<_>>()
         };
         assert_eq!(shown(&status), [r#"peer="node-2"} 3"#, r#"peer="node-3"} 10"#]);
+        assert_eq!(metrics.raft_members.get(), 3);
         status.members.pop();
         assert_eq!(shown(&status), [r#"peer="node-2"} 3"#]);
         status.is_leader = false;
