@@ -238,6 +238,9 @@ impl App {
         });
 
         let health = Health::new(metrics.clone());
+        for one in &accounts.configured {
+            health.expect(one.channel.account());
+        }
         elsewhere.open(health.clone(), node.cluster_id().as_str().to_owned());
         let commander = Commander {
             me: instance_id.clone(),

@@ -54,6 +54,11 @@ impl Health {
         Self { accounts: Arc::default(), metrics }
     }
 
+    /// Shows an account before anything is known of it: nobody may ever run it.
+    pub fn expect(&self, account: &ChannelAccount) {
+        self.metrics.channel_connected.with_label_values(&[account.as_str()]).set(0);
+    }
+
     pub fn all(&self) -> Vec<(ChannelAccount, Status)> {
         self.accounts.lock().iter().map(|(account, status)| (account.clone(), status.clone())).collect()
     }
@@ -153,5 +158,20 @@ impl Reporter for AccountReporter {
     fn received(&self) {
         self.health.received(&self.account);
         self.heard();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_account_that_nobody_runs_is_not_connected_rather_than_not_there() {
+        let metrics = Metrics::new().unwrap();
+        let health = Health::new(metrics.clone());
+        health.expect(&ChannelAccount::parse("telegram:default").unwrap());
+        let page = metrics.page().unwrap();
+        assert!(page.contains("openclaw_channel_connected{account=\"telegram:default\"} 0"), "{page}");
+        assert!(health.all().is_empty(), "nothing is known of it yet");
     }
 }
