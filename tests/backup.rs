@@ -1,5 +1,7 @@
 //! Backups by the built binary, and what is left to do when instances are lost: the procedures of `deploy/RECOVERY.md`.
 
+use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
@@ -20,6 +22,7 @@ const SOON: Duration = Duration::from_secs(60);
 const REQUEST: Duration = Duration::from_secs(20);
 /// The id of every cluster that is restored here.
 const NEW: &str = "second";
+const SOMEBODY: u32 = 54_321;
 
 fn options() -> Options {
     Options::new(env!("CARGO_BIN_EXE_openclaw"), 3)
@@ -72,6 +75,27 @@ async fn answer(instance: &Instance, arguments: &[&str]) -> Result<Value> {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     ensure!(output.status.success(), "{arguments:?}: {} {text}", output.status);
     serde_json::from_str(&text).with_context(|| format!("{arguments:?}: {text}"))
+}
+
+/// Gives all that is in a directory to a user who runs nothing here; only root can.
+fn give_away(tree: &Path) -> Result<()> {
+    std::os::unix::fs::lchown(tree, Some(SOMEBODY), Some(SOMEBODY))?;
+    if tree.is_dir() {
+        for item in std::fs::read_dir(tree)? {
+            give_away(&item?.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn owners(tree: &Path) -> Result<BTreeSet<u32>> {
+    let mut found = BTreeSet::from([tree.symlink_metadata()?.uid()]);
+    if tree.is_dir() {
+        for item in std::fs::read_dir(tree)? {
+            found.extend(owners(&item?.path())?);
+        }
+    }
+    Ok(found)
 }
 
 /// Exit code and what it said on stderr.
@@ -279,6 +303,31 @@ async fn the_one_disk_that_survived_gives_all_that_was_acknowledged() -> Result<
         for client in clients(cluster) {
             assert_eq!(texts(&client, "before").await?, said);
         }
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn what_root_opens_or_restores_stays_with_the_user_that_runs_the_gateway() -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    run(async |cluster, file| {
+        talk(&clients(cluster)[0], "before", 5).await?;
+        cluster.kill_all()?;
+        let first = &cluster.instances()[0];
+        give_away(&first.data)?;
+        answer(first, &["cluster", "backup", file, "--offline"]).await?;
+        assert_eq!(owners(&first.data)?, BTreeSet::from([SOMEBODY]), "opened");
+        for item in std::fs::read_dir(&first.data)? {
+            std::fs::remove_dir_all(item?.path())?;
+        }
+        configure(first, |settings| settings["cluster"]["id"] = json!(NEW))?;
+        let made = answer(first, &["cluster", "restore", file]).await?;
+        let dir = Path::new(made["dataDir"].as_str().context("a directory")?);
+        assert_eq!(dir.parent(), Some(first.data.as_path()));
+        assert_eq!(owners(&first.data)?, BTreeSet::from([SOMEBODY]), "restored");
         Ok(())
     })
     .await

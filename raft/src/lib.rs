@@ -40,4 +40,4 @@ pub use propose::{Committed, ProposeError};
 pub use read::{ReadError, View};
 pub use state_machine::{Event, TableError};
 pub use status::{Member, Status};
-pub use storage::{Counters, OpenError, disk_failed};
+pub use storage::{Counters, OpenError, disk_failed, why_refused};

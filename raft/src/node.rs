@@ -118,6 +118,7 @@ impl StartError {
             Self::Open(OpenError::Io { source, .. }) | Self::Storage { source, .. } => disk_failed(source),
             Self::Open(
                 OpenError::Locked { .. }
+                | OpenError::Refused { .. }
                 | OpenError::NewerFormat { .. }
                 | OpenError::LostRecords { .. }
                 | OpenError::Damaged { .. },

@@ -5,6 +5,7 @@
 //! that has data of its own is left alone.
 
 use std::fs::{self, File, TryLockError};
+use std::io;
 use std::path::Path;
 
 use super::Stopped;
@@ -17,11 +18,17 @@ const MAX_ENTRIES: usize = 256;
 /// seen to have data: of two that begin at one moment, one is refused.
 ///
 /// # Errors
-/// [`Stopped::Config`] where another instance has its data.
+/// [`Stopped::Config`] where another instance has its data, and [`Stopped::NotOurs`] where another user has.
 pub(super) fn begin(shared: &Path, own: &Path) -> Result<Option<File>, Stopped> {
     let unreadable = |directory: &Path| {
-        let directory = directory.display().to_string();
-        move |error| Stopped::Config(format!("storage.dataDir: cannot read {directory}: {error}"))
+        let directory = directory.to_owned();
+        move |error: io::Error| {
+            let text = format!("storage.dataDir: cannot read {}: {error}", directory.display());
+            if error.kind() == io::ErrorKind::PermissionDenied {
+                return Stopped::NotOurs(format!("{text}; {}", openclaw_raft::why_refused(&directory)));
+            }
+            Stopped::Config(text)
+        }
     };
     // A restored one has no boot id yet.
     if fs::read_dir(own).map_err(unreadable(own))?.next().is_some() {

@@ -78,6 +78,9 @@ pub enum Stopped {
     /// What is on disk is damaged, or of a release that this one cannot read.
     #[error("{0}")]
     Storage(String),
+    /// What is on disk is another user's.
+    #[error("{0}")]
+    NotOurs(String),
     /// It ran, and could not go on, or its disk is full or fails; starting it again may help.
     #[error("{0}")]
     Fatal(String),
@@ -491,6 +494,7 @@ async fn start_node(
         }
         match error {
             StartError::Open(OpenError::Locked { .. }) => Stopped::InUse(text),
+            StartError::Open(OpenError::Refused { .. }) => Stopped::NotOurs(text),
             StartError::Open(
                 OpenError::Io { .. }
                 | OpenError::NewerFormat { .. }
@@ -554,7 +558,10 @@ async fn bind(address: SocketAddr, setting: &str) -> Result<TcpListener, Stopped
 fn private_dir(dir: &PathBuf) -> Result<(), Stopped> {
     use std::os::unix::fs::DirBuilderExt;
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|error| {
-        let text = format!("storage.dataDir: cannot make {}: {error}", dir.display());
+        let mut text = format!("storage.dataDir: cannot make {}: {error}", dir.display());
+        if error.kind() == io::ErrorKind::PermissionDenied {
+            text = format!("{text}; {}", openclaw_raft::why_refused(dir));
+        }
         if openclaw_raft::disk_failed(&error) { Stopped::Fatal(text) } else { Stopped::Config(text) }
     })
 }

@@ -35,6 +35,9 @@ impl From<Stopped> for Failure {
             Stopped::Storage(_) => Self::new(Exit::Storage, message).hint(
                 "keep the directory for inspection; an instance whose directory is empty fetches its state from the others",
             ),
+            Stopped::NotOurs(_) => {
+                Self::new(Exit::Storage, message).hint("nothing in the directory is damaged: leave it where it is")
+            }
             Stopped::Fatal(_) => {
                 Self::new(Exit::Fatal, message).hint("the log has more; a supervisor should start it again")
             }
@@ -208,6 +211,7 @@ mod tests {
             (Stopped::Config("c".into()), 78),
             (Stopped::InUse("u".into()), 75),
             (Stopped::Storage("s".into()), 65),
+            (Stopped::NotOurs("s".into()), 65),
             (Stopped::Fatal("f".into()), 70),
         ] {
             assert_eq!(Failure::from(stopped).exit() as u8, code);

@@ -20,7 +20,7 @@ use rocksdb::{
 };
 use tokio::sync::oneshot;
 
-use super::{keys, torn_log};
+use super::{keys, owner, torn_log};
 use crate::planted::{Bug, planted};
 use crate::state_machine::{Table, format};
 use crate::types::TypeConfig;
@@ -32,6 +32,8 @@ pub enum OpenError {
     Locked { dir: PathBuf, lock: PathBuf },
     #[error("data directory {dir}: {source}")]
     Io { dir: PathBuf, source: io::Error },
+    #[error("data directory {dir}: {source}; {why}")]
+    Refused { dir: PathBuf, source: io::Error, why: String },
     #[error(
         "data directory {dir} has state format {found}; this build reads up to {supported}: run the newer release again"
     )]
@@ -51,11 +53,23 @@ pub enum OpenError {
 impl OpenError {
     /// What RocksDB says is damage, unless the disk did not let it look.
     fn of(dir: &Path, error: rocksdb::Error) -> Self {
+        let refused = [Errno::EACCES, Errno::EPERM].map(|errno| is_io_error(error.as_ref(), errno));
+        if refused.contains(&true) {
+            return Self::io(dir, io::Error::new(io::ErrorKind::PermissionDenied, error));
+        }
         let dir = dir.to_owned();
         if is_disk_failure(error.as_ref()) {
             Self::Io { dir, source: io::Error::other(error) }
         } else {
             Self::Damaged { dir, detail: error.into_string() }
+        }
+    }
+
+    fn io(dir: &Path, source: io::Error) -> Self {
+        if source.kind() == io::ErrorKind::PermissionDenied {
+            Self::Refused { dir: dir.to_owned(), source, why: owner::why_refused(dir) }
+        } else {
+            Self::Io { dir: dir.to_owned(), source }
         }
     }
 }
@@ -75,11 +89,12 @@ const DISK_FAILURES: [Errno; 7] =
 /// `message` is an error of RocksDB, which passes on the text that the system has for the error, and no number. A file that
 /// is missing is an error of the same kind, and is damage.
 pub(super) fn is_disk_failure(message: &str) -> bool {
-    message.starts_with("IO error")
-        && DISK_FAILURES.iter().any(|errno| {
-            let text = io::Error::from_raw_os_error(*errno as i32).to_string();
-            message.contains(text.split(" (os error").next().unwrap_or(&text))
-        })
+    DISK_FAILURES.iter().any(|errno| is_io_error(message, *errno))
+}
+
+fn is_io_error(message: &str, errno: Errno) -> bool {
+    let text = io::Error::from_raw_os_error(errno as i32).to_string();
+    message.starts_with("IO error") && message.contains(text.split(" (os error").next().unwrap_or(&text))
 }
 
 /// What the disk was asked to do; read by metrics.
@@ -140,7 +155,7 @@ impl Engine {
     /// # Errors
     /// [`OpenError`] says what is wrong with the directory and what to do.
     pub(crate) fn open(dir: &Path) -> Result<Arc<Self>, OpenError> {
-        let io = |source| OpenError::Io { dir: dir.to_owned(), source };
+        let io = |source| OpenError::io(dir, source);
         std::fs::create_dir_all(dir).map_err(io)?;
         let lock_path = dir.join("LOCK.instance");
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path).map_err(io)?;

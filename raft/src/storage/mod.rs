@@ -8,6 +8,7 @@ mod engine;
 mod keys;
 mod log_store;
 mod offline;
+mod owner;
 mod snapshot_store;
 mod state_store;
 #[cfg(test)]
@@ -18,5 +19,6 @@ pub(crate) use engine::Engine;
 pub use engine::{Counters, OpenError, disk_failed};
 pub(crate) use log_store::LogStore;
 pub use offline::{OfflineError, RestoreError, RestoreOptions, Restored, of_stopped, restore};
+pub use owner::why_refused;
 pub(crate) use snapshot_store::{SnapshotFile, SnapshotStore};
 pub(crate) use state_store::{StateReader, StateStore, TableReader};

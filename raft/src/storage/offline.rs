@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::engine::{Engine, OpenError};
 use super::log_store::LogStore;
+use super::owner;
 use super::snapshot_store::Incoming;
 use super::state_store::StateStore;
 use crate::backup::{self, BackupError, BackupReader, Stamp};
@@ -56,12 +57,21 @@ pub enum OfflineError {
 /// # Errors
 /// [`OfflineError::Open`] while a process uses the directory, and when it is damaged.
 pub fn of_stopped(dir: &Path, stamp: &Stamp, to: impl Write) -> Result<pb::BackupTrailer, OfflineError> {
-    let no_instance = |missing| OfflineError::NoInstance { dir: dir.to_owned(), missing };
-    let storage = |source| OfflineError::Storage { dir: dir.to_owned(), source };
     // Opening makes what is missing.
     if !dir.join("db").is_dir() {
-        return Err(no_instance("it has no database"));
+        return Err(OfflineError::NoInstance { dir: dir.to_owned(), missing: "it has no database" });
     }
+    let trailer = read_stopped(dir, stamp, to);
+    let given = owner::give_to_owner_of(dir, dir);
+    let trailer = trailer?;
+    given.map_err(|source| OfflineError::Storage { dir: dir.to_owned(), source })?;
+    Ok(trailer)
+}
+
+/// Opens the directory, and has closed it when it returns.
+fn read_stopped(dir: &Path, stamp: &Stamp, to: impl Write) -> Result<pb::BackupTrailer, OfflineError> {
+    let no_instance = |missing| OfflineError::NoInstance { dir: dir.to_owned(), missing };
+    let storage = |source| OfflineError::Storage { dir: dir.to_owned(), source };
     let engine = Engine::open(dir)?;
     let identity = engine.identity()?.ok_or_else(|| no_instance("it has no identity"))?;
     let log = LogStore::open(engine.clone(), GroupId::ZERO).map_err(storage)?;
@@ -176,7 +186,7 @@ impl RestoreError {
 /// Makes the data directory of a new cluster's first and only member from a backup.
 ///
 /// It is made under another name beside, and takes its own when it is whole, on disk, and was compared with the backup. So a
-/// backup that turns out to be damaged leaves nothing behind. `stop` is heeded between its parts, of which the longest writes and
+/// backup that turns out to be damaged leaves nothing behind. What root makes belongs to the owner of the directory above. `stop` is heeded between its parts, of which the longest writes and
 /// syncs all rows.
 ///
 /// # Errors
@@ -208,7 +218,10 @@ pub async fn restore(
         }
     };
     let filled = fill(&options, &work, from, stop).await;
-    let result = filled.and_then(|restored| put_in_place(&work, data_dir, parent).map(|()| restored).map_err(placed));
+    let result = filled.and_then(|restored| {
+        owner::give_to_owner_of(parent, &work).map_err(failed)?;
+        put_in_place(&work, data_dir, parent).map(|()| restored).map_err(placed)
+    });
     if result.is_err()
         && let Err(error) = fs::remove_dir_all(&work)
     {

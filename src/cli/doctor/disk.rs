@@ -15,6 +15,7 @@ use super::{Finding, Patient};
 const SYNCS: usize = 40;
 const SYNC_BYTES: usize = 512;
 const MIB: u64 = 1 << 20;
+const ROOT: u32 = 0;
 /// Free space below which it is time, and below which it is late: RocksDB writes tables of tens of MiB.
 const LITTLE: u64 = 1024 * MIB;
 const TOO_LITTLE: u64 = 128 * MIB;
@@ -108,7 +109,8 @@ fn directory(disk: &Disk) -> Finding {
             "run this as the user that runs the gateway; that user must be able to enter every directory on the way",
         ),
         Ok(None) => Finding::ok(CHECK, format!("{dir} does not exist yet: the first start makes it")),
-        Ok(Some((owner, _))) if *owner != disk.user => Finding::warning(
+        // Root may, and what the gateway runs as need not exist while it does not run.
+        Ok(Some((owner, _))) if *owner != disk.user && disk.user != ROOT => Finding::warning(
             CHECK,
             format!("{dir} belongs to user {owner}, and this is user {}", disk.user),
             "run the gateway and its commands as the user that owns it",
@@ -118,6 +120,9 @@ fn directory(disk: &Disk) -> Finding {
             format!("{dir} has mode {mode:04o}: others may read the conversations in it"),
             format!("chmod 700 {dir}"),
         ),
+        Ok(Some((owner, mode))) if *owner != disk.user => {
+            Finding::ok(CHECK, format!("{dir}, mode {mode:04o}, of user {owner}"))
+        }
         Ok(Some((_, mode))) => Finding::ok(CHECK, format!("{dir}, mode {mode:04o}")),
     }
 }
@@ -226,6 +231,8 @@ mod tests {
     fn what_is_wrong_with_the_directory_is_told() {
         assert_eq!(levels(&Disk { exists: Ok(Some((0, 0o700))), ..disk() })[0], Level::Warning);
         assert_eq!(levels(&Disk { exists: Ok(Some((1000, 0o755))), ..disk() })[0], Level::Warning);
+        let root = judge(&Disk { user: ROOT, ..disk() }).remove(0);
+        assert_eq!((root.level, root.saw.contains("of user 1000")), (Level::Ok, true), "{root:?}");
         assert_eq!(levels(&Disk { free: Ok(LITTLE - 1), ..disk() })[1], Level::Warning);
         assert_eq!(levels(&Disk { free: Ok(TOO_LITTLE - 1), ..disk() })[1], Level::Problem);
         for kind in ["NFS", "tmpfs", "overlayfs"] {
