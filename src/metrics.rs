@@ -74,6 +74,7 @@ pub struct Metrics {
     pub raft_fsyncs: IntCounter,
     pub raft_fsync_seconds: Counter,
     pub raft_fsync_requests: IntCounter,
+    pub raft_fsync_age: Gauge,
     pub raft_entries_appended: IntCounter,
     pub raft_commands_applied: IntCounter,
     pub raft_snapshots: IntCounterVec,
@@ -240,6 +241,11 @@ impl Metrics {
                 "openclaw_raft_fsync_requests_total",
                 "Appends and votes that the waits for the log's disk covered; per wait, how many shared one.",
             )?,
+            raft_fsync_age: age(
+                &r,
+                "openclaw_raft_fsync_age_seconds",
+                "Time that the log's disk has been waited for by now; 0 while nobody waits.",
+            )?,
             raft_entries_appended: counter(&r, "openclaw_raft_entries_appended_total", "Log entries appended here.")?,
             raft_commands_applied: counter(
                 &r,
@@ -401,6 +407,7 @@ impl Metrics {
         }
         catch_up(&self.raft_fsyncs, &counters.syncs);
         catch_up(&self.raft_fsync_requests, &counters.sync_requests);
+        self.raft_fsync_age.set(counters.sync_age().unwrap_or_default().as_secs_f64());
         catch_up(&self.raft_entries_appended, &counters.entries_appended);
         catch_up(&self.raft_commands_applied, &counters.commands_applied);
         catch_up(&self.raft_snapshots.with_label_values(&["built"]), &counters.snapshots_built);
@@ -489,6 +496,10 @@ fn counter(r: &Register, name: &str, help: &str) -> Result<IntCounter, prometheu
 
 fn gauge(r: &Register, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
     r.add("gauge", &[], IntGauge::new(name, help)?)
+}
+
+fn age(r: &Register, name: &str, help: &str) -> Result<Gauge, prometheus::Error> {
+    r.add("gauge", &[], Gauge::new(name, help)?)
 }
 
 fn durations(r: &Register, name: &str, help: &str, labels: &[&str]) -> Result<HistogramVec, prometheus::Error> {

@@ -333,6 +333,30 @@ fn slow_syncs_of_one_instance_do_not_slow_the_others() -> Result<()> {
 }
 
 #[test]
+fn a_sync_that_hangs_is_seen_while_it_hangs() -> Result<()> {
+    alone("a_sync_that_hangs_is_seen_while_it_hangs", disk::usable, async || {
+        on(options(), async |cluster| {
+            let load = load("hang", cluster)?;
+            more(&load, 50).await?;
+            let hanging = (cluster.leader(SOON).await? + 1) % 3;
+            let address = cluster.instances()[hanging].http;
+            assert_eq!(status(address, "/api/v1/health").await?, 200);
+            let fault = cluster.slow_fsync(hanging, Duration::from_secs(25)).await?;
+            let deadline = Instant::now() + SOON;
+            while status(address, "/api/v1/health").await? == 200 {
+                assert!(Instant::now() < deadline, "nobody sees it");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            assert_eq!(status(address, "/readyz").await?, 200, "it serves, by the others' disks");
+            fault.heal().await?;
+            more(&load, 50).await?;
+            judge(cluster, load).await
+        })
+        .await
+    })
+}
+
+#[test]
 fn a_torn_tail_is_dropped_and_damage_to_what_was_synced_is_refused() -> Result<()> {
     alone("a_torn_tail_is_dropped_and_damage_to_what_was_synced_is_refused", disk::usable, async || {
         on(options().disks(DISK), async |cluster| {

@@ -10,6 +10,7 @@ use nix::sys::statvfs::statvfs;
 use openclaw_config::diagnostics;
 use openclaw_proto::http::{HealthCondition, HealthReason};
 use openclaw_proto::ids::ChannelAccount;
+use openclaw_raft::Node;
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
@@ -22,6 +23,8 @@ use crate::metrics::{Metrics, catch_up};
 use crate::{logging, traces};
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// What a sync may take: far beyond what a slow disk needs.
+const STALLED: Duration = Duration::from_secs(10);
 
 /// Room on a disk, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,13 +39,14 @@ pub(super) struct Vitals {
     channels: Health,
     settings: diagnostics::Health,
     data_dir: PathBuf,
+    node: Node,
     /// None until the first look, and where the disk cannot be asked.
     room: Arc<Mutex<Option<Room>>>,
 }
 
 impl Vitals {
-    pub(super) fn new(channels: Health, settings: diagnostics::Health, data_dir: PathBuf) -> Self {
-        Self { channels, settings, data_dir, room: Arc::default() }
+    pub(super) fn new(channels: Health, settings: diagnostics::Health, data_dir: PathBuf, node: Node) -> Self {
+        Self { channels, settings, data_dir, node, room: Arc::default() }
     }
 
     /// Looks until `shutdown`, and copies what others count into metrics.
@@ -105,7 +109,9 @@ impl HealthView for Vitals {
         accounts.sort_by(|(a, _), (b, _)| a.as_str().cmp(b.as_str()));
         let room = *self.room.lock();
         let channels = accounts.iter().flat_map(|(account, status)| of_account(account, status, &self.settings));
-        channels.chain(room.and_then(|room| of_disk(room, &self.data_dir, &self.settings))).collect()
+        let full = room.and_then(|room| of_disk(room, &self.data_dir, &self.settings));
+        let stalled = self.node.counters().sync_age().and_then(|age| of_sync(age, &self.data_dir));
+        channels.chain(full).chain(stalled).collect()
     }
 }
 
@@ -163,6 +169,19 @@ fn of_disk(room: Room, data_dir: &Path, settings: &diagnostics::Health) -> Optio
     })
 }
 
+fn of_sync(age: Duration, data_dir: &Path) -> Option<HealthReason> {
+    (age > STALLED).then(|| HealthReason {
+        condition: HealthCondition::DiskStalled,
+        account: None,
+        message: format!(
+            "the disk of {} has not ended a sync for {} s. Look at the kernel's log and at the storage behind it; if it does not \
+             come back, stop this instance: the others go on",
+            data_dir.display(),
+            age.as_secs()
+        ),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use tokio::time::{Instant, advance};
@@ -200,6 +219,14 @@ mod tests {
             "the platform asked for it"
         );
         assert!(conditions(&waits(None)).is_empty());
+    }
+
+    #[test]
+    fn a_disk_that_does_not_end_a_sync_is_stalled() {
+        assert_eq!(of_sync(STALLED, Path::new("/data")), None);
+        let stalled = of_sync(Duration::from_millis(12_300), Path::new("/data")).unwrap();
+        assert_eq!(stalled.condition, HealthCondition::DiskStalled);
+        assert!(stalled.message.contains("/data has not ended a sync for 12 s"));
     }
 
     #[test]

@@ -266,7 +266,8 @@ impl App {
             health: health.clone(),
             webhooks: accounts.webhooks(&context),
         };
-        let vitals = health::Vitals::new(health.clone(), config.diagnostics.health.clone(), data_dir.clone());
+        let vitals =
+            health::Vitals::new(health.clone(), config.diagnostics.health.clone(), data_dir.clone(), node.clone());
         let supervisor = Supervisor {
             context,
             follow: follow.clone(),

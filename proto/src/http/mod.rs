@@ -334,10 +334,12 @@ pub enum HealthCondition {
     OutboxStuck,
     /// The disk of the data directory has too little room.
     DiskFull,
+    /// The disk of the data directory does not end what it was asked to do.
+    DiskStalled,
 }
 
 impl HealthCondition {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::ConsensusStopped,
         Self::NoQuorum,
         Self::Starting,
@@ -346,6 +348,7 @@ impl HealthCondition {
         Self::ChannelDeaf,
         Self::OutboxStuck,
         Self::DiskFull,
+        Self::DiskStalled,
     ];
 
     /// As in JSON.
@@ -359,6 +362,7 @@ impl HealthCondition {
             Self::ChannelDeaf => "channel_deaf",
             Self::OutboxStuck => "outbox_stuck",
             Self::DiskFull => "disk_full",
+            Self::DiskStalled => "disk_stalled",
         }
     }
 }

@@ -4,11 +4,11 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use openclaw_proto::raft::Identity;
@@ -104,6 +104,8 @@ pub struct Counters {
     pub syncs: AtomicU64,
     /// Microseconds spent in them.
     pub sync_micros: AtomicU64,
+    /// When the wait that is under way began.
+    sync_began: Mutex<Option<Instant>>,
     /// Appends and votes that those waits covered.
     pub sync_requests: AtomicU64,
     /// Log entries appended.
@@ -117,6 +119,18 @@ pub struct Counters {
     /// Microseconds spent with writing them.
     pub snapshot_micros: AtomicU64,
     pub snapshots_installed: AtomicU64,
+}
+
+impl Counters {
+    /// How long the disk has been waited for, while it is. A disk that hangs is in no total: those count what has ended.
+    pub fn sync_age(&self) -> Option<Duration> {
+        let began = self.sync_began.lock().unwrap_or_else(PoisonError::into_inner);
+        began.map(|began| began.elapsed())
+    }
+
+    fn sync_began(&self, at: Option<Instant>) {
+        *self.sync_began.lock().unwrap_or_else(PoisonError::into_inner) = at;
+    }
 }
 
 /// Who waits for the disk.
@@ -391,7 +405,10 @@ impl SyncThread {
             // To the kernel alone, and without a mark that could tell afterwards.
             return self.db.flush_wal(false).map(|()| 0).map_err(io::Error::other);
         }
-        self.db.flush_wal(true).map_err(io::Error::other)?;
+        self.counters.sync_began(Some(started));
+        let synced = self.db.flush_wal(true);
+        self.counters.sync_began(None);
+        synced.map_err(io::Error::other)?;
         self.counters.syncs.fetch_add(1, Relaxed);
         self.counters.sync_micros.fetch_add(u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX), Relaxed);
         Ok(covered)
