@@ -6,12 +6,11 @@
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use http::StatusCode;
 use http::header::{AUTHORIZATION, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
-use openclaw_proto::http::ErrorCode;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use super::error::ApiError;
 use super::{Gateway, Peer};
 
 /// SHA-256 of the token. Hashes have one length, so that comparing them tells nothing about the token's.
@@ -29,16 +28,24 @@ impl Token {
     }
 }
 
+/// Why a caller may not.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    pub(super) message: &'static str,
+    /// It presented something that might have been the token.
+    pub(super) guessed: bool,
+}
+
 /// Whether a caller may see and do everything.
 ///
 /// # Errors
-/// `unauthorized`, with words for what is wrong.
-pub(super) fn check(token: Option<&Token>, peer: Peer, headers: &HeaderMap) -> Result<(), ApiError> {
+/// [`Refusal`], with words for what is wrong.
+pub(super) fn check(token: Option<&Token>, peer: Peer, headers: &HeaderMap) -> Result<(), Refusal> {
     let Some(token) = token else { return Ok(()) };
     if peer == Peer::Operator {
         return Ok(());
     }
-    let unauthorized = |message: &str| Err(ApiError::new(ErrorCode::Unauthorized, message));
+    let unauthorized = |message| Err(Refusal { message, guessed: false });
     let mut values = headers.get_all(AUTHORIZATION).iter();
     let Some(value) = values.next() else {
         return unauthorized("the header Authorization: Bearer <token> is missing");
@@ -48,7 +55,7 @@ pub(super) fn check(token: Option<&Token>, peer: Peer, headers: &HeaderMap) -> R
     }
     match bearer(value) {
         Some(presented) if token.matches(presented) => Ok(()),
-        Some(_) => unauthorized("the token is not valid"),
+        Some(_) => Err(Refusal { message: "the token is not valid", guessed: true }),
         None => unauthorized("the Authorization header is not Bearer <token>"),
     }
 }
@@ -65,7 +72,9 @@ pub(super) async fn require(State(gateway): State<Gateway>, request: Request, ne
         Ok(()) => next.run(request).await,
         Err(error) => {
             let mut response = error.into_response();
-            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            if response.status() == StatusCode::UNAUTHORIZED {
+                response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
             response
         }
     }

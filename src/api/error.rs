@@ -27,11 +27,13 @@ pub struct ApiError {
     pub message: String,
     /// Of the committed command that was refused, where one was.
     pub index: Option<u64>,
+    /// How long to wait before the next attempt, where that is not what the code says.
+    pub retry_after: Option<Duration>,
 }
 
 impl ApiError {
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), index: None }
+        Self { code, message: message.into(), index: None, retry_after: None }
     }
 
     pub fn invalid(message: impl Into<String>) -> Self {
@@ -83,8 +85,8 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = Response::new(Body::empty());
         *response.status_mut() = StatusCode::from_u16(self.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        if let Some(after) = self.code.retry_after() {
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(after.as_secs()));
+        if let Some(after) = self.retry_after.or(self.code.retry_after()) {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
         }
         if let Some(index) = self.index {
             response.headers_mut().insert(INDEX_HEADER, HeaderValue::from(index));

@@ -15,6 +15,7 @@ mod cluster;
 mod envelope;
 mod error;
 mod extract;
+mod guesses;
 mod health;
 mod limits;
 mod maintenance;
@@ -105,6 +106,7 @@ pub struct Gateway {
 struct Inner {
     parts: Parts,
     token: Option<auth::Token>,
+    guesses: guesses::Guesses,
     origins: origin::Allowed,
     instance_header: HeaderValue,
     started: Instant,
@@ -131,6 +133,7 @@ impl Gateway {
                 assets: webchat::Assets::new(),
                 document: openapi::document(),
                 token,
+                guesses: guesses::Guesses::default(),
                 parts,
             }),
         }
@@ -170,7 +173,10 @@ impl Gateway {
 
     /// Whether the caller may see and do everything.
     fn authorize(&self, peer: Peer, headers: &HeaderMap) -> Result<(), ApiError> {
-        auth::check(self.inner.token.as_ref(), peer, headers)
+        auth::check(self.inner.token.as_ref(), peer, headers).map_err(|refusal| {
+            let client = client::address(peer, headers, self.trusted_proxies());
+            self.inner.guesses.judge(&refusal, client)
+        })
     }
 }
 

@@ -46,6 +46,9 @@ async fn busy() -> Result<(Cluster, telegram::Handle)> {
         let (status, answer) = chat(http, path, &[("Authorization", &authorization)], "hello")?;
         ensure!(status == 200, "{answer}");
     }
+    // Errors are counted once there is one.
+    let (status, answer) = chat(http, "/api/v1/chat", &[], "hello")?;
+    ensure!(status == 401, "{answer}");
     // A delivery is counted after the platform's answer.
     let deadline = Instant::now() + SOON;
     while !page(http)?.contains("openclaw_channel_delivery_duration_seconds_count") {

@@ -24,7 +24,7 @@ pub enum ErrorCode {
     Conflict,
     TooLarge,
     UnsupportedMediaType,
-    /// A limit on waiting work is reached; certainly not applied.
+    /// A limit on waiting work, or on wrong tokens, is reached; certainly not applied.
     Busy,
     /// No quorum or no leader within the deadline; certainly not applied.
     NoQuorum,

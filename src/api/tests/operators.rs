@@ -1,6 +1,6 @@
 //! What operators and their tools see: health, the cluster, metrics, the page.
 
-use http::header::{AUTHORIZATION, CONNECTION};
+use http::header::{AUTHORIZATION, CONNECTION, RETRY_AFTER, WWW_AUTHENTICATE};
 use openclaw_proto::http::HealthCondition;
 
 use super::*;
@@ -174,6 +174,31 @@ async fn metrics_are_for_this_machine_whom_the_settings_name_and_token_holders()
     assert!(page.headers()[CONTENT_TYPE].to_str().unwrap().starts_with("text/plain; version=0.0.4"));
     let page = String::from_utf8(bytes(page).await.to_vec()).unwrap();
     assert!(page.contains(r#"openclaw_http_requests_total{method="GET",route="/metrics",status="401"} 3"#), "{page}");
+}
+
+#[tokio::test]
+async fn who_guesses_tokens_is_told_to_wait_and_who_has_it_is_not() {
+    let mut setup = Setup::new(Paced::new(1)).with_token();
+    setup.config.trusted_proxies = vec!["127.0.0.1".parse().unwrap()];
+    let instance = setup.one();
+    let ask = async |client: &str, token: &str| {
+        let request = Request::get("/api/v1/cluster")
+            .extension(Peer::Tcp(SocketAddr::from(([127, 0, 0, 1], 1))))
+            .header("x-forwarded-for", client)
+            .header(AUTHORIZATION, format!("Bearer {token}"));
+        instance.send(request, Body::empty()).await
+    };
+    for _ in 0..20 {
+        assert_eq!(ask("203.0.113.5", "wrong").await.status(), StatusCode::UNAUTHORIZED);
+    }
+    let limited = ask("203.0.113.5", "wrong").await;
+    assert_eq!(limited.status(), StatusCode::TOO_MANY_REQUESTS);
+    let wait: u64 = limited.headers()[RETRY_AFTER].to_str().unwrap().parse().unwrap();
+    assert!((50..=60).contains(&wait), "{wait}");
+    assert!(!limited.headers().contains_key(WWW_AUTHENTICATE));
+    assert_eq!(body(limited).await["error"]["code"], "busy");
+    assert_eq!(ask("203.0.113.5", TOKEN).await.status(), StatusCode::OK);
+    assert_eq!(ask("203.0.113.6", "wrong").await.status(), StatusCode::UNAUTHORIZED);
 }
 
 #[tokio::test]
