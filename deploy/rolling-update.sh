@@ -161,7 +161,7 @@ await_others() {
     until state="$(status "$one")" && [ "$state" = ready ]; do
       [ "$told" = "$one $state" ] || say "$one is $state: waiting until it is ready"
       told="$one $state"
-      [ "$SECONDS" -lt "$deadline" ] || fail "$one is $state, so $1 is not touched: with both away there may be no quorum"
+      [ "$SECONDS" -lt "$deadline" ] || fail "$one is $state, so $1 is not replaced: with both away there may be no quorum"
       sleep 1
     done
   done
@@ -232,10 +232,12 @@ update() {
   fi
   await_others "$instance"
   case "$(status "$instance")" in
-    unreachable | no_quorum) say "$instance does not serve: replacing it as it is" ;;
+    unreachable | no_quorum | starting | consensus_stopped) say "$instance does not serve: replacing it as it is" ;;
     *)
       say "$instance drains"
       drain "$instance"
+      # That may have taken minutes.
+      await_others "$instance"
       ;;
   esac
 

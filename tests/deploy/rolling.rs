@@ -322,13 +322,16 @@ case "${0##*/} $*" in
   "openclaw maintenance on --timeout "*)
     # The first question comes at a bad time.
     [ -e "$state.asked" ] || { touch "$state.asked"; exit 6; }
-    echo maintenance > "$state"; echo "drain $MACHINE" >> "$HOME/done" ;;
+    echo maintenance > "$state"; echo "drain $MACHINE" >> "$HOME/done"
+    # Meanwhile another one is lost.
+    [ ! -e "$state.loses" ] || echo starting > "$HOME/$(cat "$state.loses")" ;;
+  "openclaw maintenance off") echo ready > "$state"; echo "back $MACHINE" >> "$HOME/done" ;;
   *) echo "unexpected: ${0##*/} $*" >&2; exit 1 ;;
 esac
 "#;
 
-#[test]
-fn over_ssh_each_machine_is_drained_before_its_unit_is_started_again() -> Result<()> {
+/// Three machines, and an update of them that waits for nothing for long.
+fn three_machines() -> Result<(tempfile::TempDir, std::process::Command)> {
     let home = tempfile::tempdir()?;
     let programs = home.path().join("programs");
     std::fs::create_dir(&programs)?;
@@ -342,10 +345,40 @@ fn over_ssh_each_machine_is_drained_before_its_unit_is_started_again() -> Result
     }
     let path_variable = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap_or_default());
     let mut update = std::process::Command::new("bash");
-    update.arg(path("rolling-update.sh")).args(["--pause", "0", "--via", "ssh", "one", "two", "three"]);
+    update.arg(path("rolling-update.sh"));
+    update.args(["--pause", "0", "--ready", "2", "--via", "ssh", "one", "two", "three"]);
     update.env("HOME", home.path()).env("PATH", path_variable).env("OPENCLAW_SSH", "ssh");
+    Ok((home, update))
+}
+
+#[test]
+fn over_ssh_each_machine_is_drained_before_its_unit_is_started_again() -> Result<()> {
+    let (home, mut update) = three_machines()?;
     run(&mut update)?;
     let done = std::fs::read_to_string(home.path().join("done"))?;
     ensure!(done == "drain one\nrestart one\ndrain two\nrestart two\ndrain three\nrestart three\n", "{done}");
+    Ok(())
+}
+
+#[test]
+fn an_instance_that_never_becomes_ready_is_replaced_as_it_is() -> Result<()> {
+    for state in ["starting", "consensus_stopped"] {
+        let (home, mut update) = three_machines()?;
+        std::fs::write(home.path().join("two"), state)?;
+        run(&mut update)?;
+        let done = std::fs::read_to_string(home.path().join("done"))?;
+        ensure!(done == "restart two\ndrain one\nrestart one\ndrain three\nrestart three\n", "{state}: {done}");
+    }
+    Ok(())
+}
+
+#[test]
+fn an_instance_goes_back_into_service_when_another_was_lost_while_it_drained() -> Result<()> {
+    let (home, mut update) = three_machines()?;
+    std::fs::write(home.path().join("one.loses"), "three")?;
+    let output = update.output()?;
+    ensure!(output.status.code() == Some(1) && said(&output).contains("three is starting, so one is not replaced"));
+    let done = std::fs::read_to_string(home.path().join("done"))?;
+    ensure!(done == "drain one\nback one\n", "{done}");
     Ok(())
 }
