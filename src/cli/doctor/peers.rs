@@ -17,6 +17,7 @@ pub(super) struct Peers {
     cluster: Option<String>,
     /// Before that, the others need not run either.
     running: bool,
+    election_timeout: Duration,
     peers: Vec<Peer>,
 }
 
@@ -36,6 +37,7 @@ pub(super) async fn measure(patient: &Patient) -> Peers {
     let cluster = patient.cluster.as_ref().map(|cluster| cluster.cluster_id.clone());
     let cluster = cluster.or_else(|| patient.config.cluster.id.as_ref().map(ToString::to_string));
     let running = patient.running;
+    let election_timeout = patient.config.cluster.raft.election_timeout;
     let id = cluster.as_deref().and_then(|id| ClusterId::parse(id).ok());
     let peer = &patient.config.cluster.peer;
     let security = match (&peer.tls, &peer.secret) {
@@ -48,7 +50,9 @@ pub(super) async fn measure(patient: &Patient) -> Peers {
     };
     let security = match security {
         Ok(security) => security,
-        Err(error) => return Peers { own: Err(error.to_string()), cluster, running, peers: Vec::new() },
+        Err(error) => {
+            return Peers { own: Err(error.to_string()), cluster, running, election_timeout, peers: Vec::new() };
+        }
     };
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let left = security
@@ -63,7 +67,7 @@ pub(super) async fn measure(patient: &Patient) -> Peers {
         }
     });
     let peers = join_all(asking).await;
-    Peers { own: Ok(own), cluster, running, peers }
+    Peers { own: Ok(own), cluster, running, election_timeout, peers }
 }
 
 /// Whom to look at: the members as the running instance knows them, else whom the configuration names.
@@ -84,7 +88,7 @@ pub(super) fn judge(peers: &Peers) -> Vec<Finding> {
     if peers.own.is_ok() && peers.peers.is_empty() {
         findings.push(Finding::skipped("peers", "this instance knows of no other"));
     }
-    findings.extend(peers.peers.iter().map(|peer| other(peer, peers.cluster.as_deref(), peers.running)));
+    findings.extend(peers.peers.iter().map(|peer| other(peer, peers)));
     findings
 }
 
@@ -108,8 +112,9 @@ fn own(peers: &Peers) -> Finding {
     }
 }
 
-fn other(peer: &Peer, cluster: Option<&str>, running: bool) -> Finding {
+fn other(peer: &Peer, Peers { cluster, running, election_timeout, .. }: &Peers) -> Finding {
     const CHECK: &str = "peers";
+    let cluster = cluster.as_deref();
     let Peer { instance, addr, seen } = peer;
     let name = instance.as_deref().unwrap_or("somebody to join");
     match seen {
@@ -120,7 +125,7 @@ fn other(peer: &Peer, cluster: Option<&str>, running: bool) -> Finding {
                 format!("{name} at {addr}: {error}")
             };
             match advice(error) {
-                NOT_STARTED if !running => Finding::warning(CHECK, saw, NOT_STARTED),
+                NOT_STARTED if !*running => Finding::warning(CHECK, saw, NOT_STARTED),
                 advice => Finding::problem(CHECK, saw, advice),
             }
         }
@@ -137,6 +142,21 @@ fn other(peer: &Peer, cluster: Option<&str>, running: bool) -> Finding {
                 cluster.unwrap_or("-")
             ),
             OTHER_CLUSTER,
+        ),
+        // A vote that is asked for and given is there and back, and so is the leader's word that it leads.
+        Ok(seen) if seen.round_trip > *election_timeout / 2 => Finding::warning(
+            CHECK,
+            format!(
+                "{} at {addr} is {} ms away, there and back: more than half of cluster.raft.electionTimeoutMs ({})",
+                seen.instance_id,
+                seen.round_trip.as_millis(),
+                election_timeout.as_millis()
+            ),
+            format!(
+                "elections may come to nothing: raise cluster.raft.electionTimeoutMs on every instance to {} or more, and \
+                 cluster.raft.heartbeatMs with it",
+                (seen.round_trip * 4).as_millis()
+            ),
         ),
         Ok(seen) => {
             let formed = if seen.formed { "" } else { ", which has not formed yet" };
@@ -176,8 +196,17 @@ mod tests {
 
     fn peers(own: Result<Option<u64>, &str>, seen: Result<(&str, &str), &str>) -> Vec<Finding> {
         let seen = seen
-            .map(|(cluster, instance)| Seen { cluster_id: cluster.into(), instance_id: instance.into(), formed: true })
+            .map(|(cluster, instance)| Seen {
+                cluster_id: cluster.into(),
+                instance_id: instance.into(),
+                formed: true,
+                round_trip: Duration::from_millis(1),
+            })
             .map_err(str::to_owned);
+        judged(own, seen)
+    }
+
+    fn judged(own: Result<Option<u64>, &str>, seen: Result<Seen, String>) -> Vec<Finding> {
         judge(&Peers {
             own: own
                 .map(|days| Own {
@@ -187,6 +216,7 @@ mod tests {
                 .map_err(str::to_owned),
             cluster: Some("oc-1".into()),
             running: true,
+            election_timeout: Duration::from_millis(150),
             peers: vec![Peer { instance: Some("node-2".into()), addr: "h:3100".into(), seen }],
         })
     }
@@ -197,6 +227,19 @@ mod tests {
         assert_eq!([level(Ok(None)), level(Ok(Some(300)))], [Level::Ok; 2]);
         assert_eq!(level(Ok(Some(3))), Level::Warning);
         assert_eq!(level(Err("it expired")), Level::Problem);
+    }
+
+    #[test]
+    fn a_link_that_takes_longer_than_an_election_can_wait_is_told() {
+        let found = |millis| {
+            let round_trip = Duration::from_millis(millis);
+            let seen = Seen { cluster_id: "oc-1".into(), instance_id: "node-2".into(), formed: true, round_trip };
+            judged(Ok(None), Ok(seen)).remove(1)
+        };
+        assert_eq!(found(75).level, Level::Ok);
+        let far = found(76);
+        assert_eq!((far.level, far.saw.contains("76 ms away")), (Level::Warning, true), "{far:?}");
+        assert!(far.advice.unwrap().contains("electionTimeoutMs on every instance to 304 or more"));
     }
 
     #[test]
