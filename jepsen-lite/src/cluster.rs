@@ -9,6 +9,7 @@ use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -417,6 +418,19 @@ impl Cluster {
         Ok(())
     }
 
+    /// The instances that ended by themselves and were not told here yet, and how.
+    ///
+    /// # Errors
+    /// When the system cannot say.
+    pub fn take_ended_by_themselves(&mut self) -> Result<Vec<(usize, ExitStatus)>> {
+        let mut ended = Vec::new();
+        for (index, instance) in self.instances.iter_mut().enumerate() {
+            instance.process.is_running()?;
+            ended.extend(instance.process.take_ended_by_itself().map(|status| (index, status)));
+        }
+        Ok(ended)
+    }
+
     /// SIGKILL to all of them before any is waited for: the nearest thing to a power cut that a process can be given.
     ///
     /// # Errors
@@ -666,18 +680,19 @@ fn local(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
 }
 
+/// A program that stands in for the gateway, for tests.
+#[cfg(test)]
+pub(crate) fn stand_in(directory: &Path, script: &str) -> PathBuf {
+    use std::os::unix::fs::PermissionsExt;
+    let path = directory.join("openclaw");
+    std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// A program that stands in for the gateway: it runs until it is killed.
-    fn stand_in(directory: &Path, script: &str) -> PathBuf {
-        use std::os::unix::fs::PermissionsExt;
-        let path = directory.join("openclaw");
-        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-        path
-    }
 
     fn pids(cluster: &Cluster) -> Vec<u32> {
         cluster.instances().iter().filter_map(|instance| instance.process.pid()).collect()

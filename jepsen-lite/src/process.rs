@@ -72,12 +72,23 @@ pub struct Process {
     child: Option<Child>,
     paused: bool,
     lifeline: Lifeline,
-    last_exit: Option<i32>,
+    /// It was signalled to end.
+    told_to_end: bool,
+    last_end: Option<ExitStatus>,
+    ended_by_itself: Option<ExitStatus>,
 }
 
 impl Process {
     pub fn new(program: Program) -> Self {
-        Self { program, child: None, paused: false, lifeline: Lifeline::default(), last_exit: None }
+        Self {
+            program,
+            child: None,
+            paused: false,
+            lifeline: Lifeline::default(),
+            told_to_end: false,
+            last_end: None,
+            ended_by_itself: None,
+        }
     }
 
     pub fn lifeline(&self) -> &Lifeline {
@@ -122,6 +133,7 @@ impl Process {
             .with_context(|| format!("start {}", self.name()))?;
         self.child = Some(child);
         self.paused = false;
+        self.told_to_end = false;
         self.lifeline.note(State::Up);
         Ok(())
     }
@@ -132,7 +144,13 @@ impl Process {
 
     /// The exit code with which [`Self::is_running`] found it to have ended last; a signal leaves none.
     pub fn last_exit(&self) -> Option<i32> {
-        self.last_exit
+        self.last_end.and_then(|status| status.code())
+    }
+
+    /// How it ended, if it did so without being signalled by [`Self::send_kill`] or [`Self::terminate`] and while nobody waited
+    /// for that by [`Self::wait_exit`]. It is told once, also after a further start.
+    pub fn take_ended_by_itself(&mut self) -> Option<ExitStatus> {
+        self.ended_by_itself.take()
     }
 
     /// Reaps it if it has ended, so that a dead process is never taken for a live one.
@@ -142,8 +160,12 @@ impl Process {
     pub fn is_running(&mut self) -> Result<bool> {
         let Some(child) = &mut self.child else { return Ok(false) };
         if let Some(status) = child.try_wait().context("look at a child process")? {
-            self.last_exit = status.code();
+            self.last_end = Some(status);
             self.child = None;
+            if !self.told_to_end {
+                self.lifeline.note(State::Down);
+                self.ended_by_itself = Some(status);
+            }
         }
         Ok(self.child.is_some())
     }
@@ -153,14 +175,10 @@ impl Process {
     /// # Errors
     /// When it has ended by itself.
     pub fn ensure_running(&mut self) -> Result<()> {
-        let status = match &mut self.child {
-            Some(child) => match child.try_wait().context("look at a child process")? {
-                Some(status) => status.to_string(),
-                None => return Ok(()),
-            },
-            None => "not started".to_owned(),
-        };
-        self.child = None;
+        if self.is_running()? {
+            return Ok(());
+        }
+        let status = self.last_end.map_or_else(|| "not started".to_owned(), |status| status.to_string());
         bail!("{} ended ({status}); its log ends:\n{}", self.name(), self.log_tail())
     }
 
@@ -170,7 +188,9 @@ impl Process {
     /// When it is not running.
     pub fn send_kill(&mut self) -> Result<()> {
         self.lifeline.note(State::Down);
-        self.signal(Signal::SIGKILL)
+        self.signal(Signal::SIGKILL)?;
+        self.told_to_end = true;
+        Ok(())
     }
 
     /// Waits for the end of a process that was killed.
@@ -179,7 +199,7 @@ impl Process {
     /// When the system cannot say.
     pub fn reap(&mut self) -> Result<()> {
         if let Some(mut child) = self.child.take() {
-            child.wait().context("reap a child process")?;
+            self.last_end = Some(child.wait().context("reap a child process")?);
         }
         self.paused = false;
         Ok(())
@@ -200,7 +220,9 @@ impl Process {
     /// When it is not running.
     pub fn terminate(&mut self) -> Result<()> {
         self.lifeline.note(State::Down);
-        self.signal(Signal::SIGTERM)
+        self.signal(Signal::SIGTERM)?;
+        self.told_to_end = true;
+        Ok(())
     }
 
     /// SIGSTOP: it keeps its sockets and its memory, and does nothing.
@@ -240,6 +262,10 @@ impl Process {
             let child = self.child.as_mut().context("it is not running")?;
             if let Some(status) = child.try_wait().context("look at a child process")? {
                 self.child = None;
+                self.last_end = Some(status);
+                if !self.told_to_end {
+                    self.lifeline.note(State::Down);
+                }
                 return Ok(status);
             }
             ensure!(Instant::now() < deadline, "{} still runs after {within:?}", self.name());
@@ -417,6 +443,33 @@ mod tests {
         };
         assert!(error.contains("the port is taken") && error.contains("exit status: 3"), "{error}");
         assert!(process.kill().is_err(), "nobody else's pid is signalled");
+    }
+
+    #[tokio::test]
+    async fn an_end_that_nobody_asked_for_is_told_once_and_its_moment_is_in_the_lifeline() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut process = shell(directory.path(), "exit 70");
+        let ended = async |process: &mut Process| {
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while process.is_running().unwrap() {
+                assert!(Instant::now() < deadline);
+                tokio::time::sleep(POLL).await;
+            }
+        };
+        process.start().unwrap();
+        let started = Instant::now();
+        ended(&mut process).await;
+        assert!(!process.lifeline().was_up(started, Instant::now()));
+        process.start().unwrap();
+        assert_eq!(process.take_ended_by_itself().and_then(|status| status.code()), Some(70), "of before its start");
+        assert_eq!(process.take_ended_by_itself(), None);
+        process.wait_exit(Duration::from_secs(10)).await.unwrap();
+        assert_eq!(process.take_ended_by_itself(), None, "somebody waited for it");
+        process.program.arguments[1] = "exec sleep 600".into();
+        process.start().unwrap();
+        process.terminate().unwrap();
+        ended(&mut process).await;
+        assert_eq!(process.take_ended_by_itself(), None, "it was told to");
     }
 
     #[tokio::test]

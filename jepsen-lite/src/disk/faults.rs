@@ -28,7 +28,10 @@ impl Cluster {
             }
         }
         for &index in indexes {
-            self.instance(index).process.reap()?;
+            let process = &mut self.instance(index).process;
+            process.reap()?;
+            // The cut took it down, even if it ended before it was killed.
+            process.take_ended_by_itself();
         }
         for &index in indexes {
             self.disk_mut(index)?.restore_power().await?;

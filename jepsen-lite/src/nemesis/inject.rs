@@ -1,5 +1,6 @@
 //! Does the faults of a schedule to a cluster, and undoes them.
 
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -50,6 +51,8 @@ pub struct Nemesis {
     /// Processes whose syncs are slow or fail.
     syncs: Vec<SyncFault>,
     full: Vec<usize>,
+    /// Whose disk was full in the fault that was healed last: what it met then may end it a little later.
+    freed: Vec<usize>,
     jumped: Vec<usize>,
 }
 
@@ -58,7 +61,8 @@ impl Nemesis {
     /// time that `step` gives them, or what they need; the others stay in force until [`Self::heal`]. `in_force` is called
     /// when rules between instances, which take a while to be loaded, begin to be.
     ///
-    /// What an instance must not do, such as not to start again, is [`Injected::Wrong`].
+    /// What an instance must not do, such as not to start again, is [`Injected::Wrong`]. So is the end of one that the fault was
+    /// meant for, just before it came.
     ///
     /// # Errors
     /// When the harness fails.
@@ -66,6 +70,7 @@ impl Nemesis {
         let until = Instant::now() + step.lasts();
         let mut rng = StdRng::seed_from_u64(step.choice);
         let mut beside = String::new();
+        self.freed.clear();
         if let Some(kind) = step.beside {
             match self.begin(cluster, kind, until, &mut rng).await? {
                 Injected::Installed(what) => beside = format!("; beside it {}: {what}", kind.name()),
@@ -87,30 +92,59 @@ impl Nemesis {
         })
     }
 
-    /// Undoes every fault: links are open, and whatever was stopped goes on or starts again.
+    /// Instances that ended since the last look, though nothing that was done to them lets them.
+    ///
+    /// # Errors
+    /// When the system cannot say.
+    pub fn ended(&self, cluster: &mut Cluster) -> Result<Vec<String>> {
+        let may = |index: usize, status: ExitStatus| {
+            status.code() == Some(STOPPED) && (self.full.contains(&index) || self.freed.contains(&index))
+        };
+        let ended = cluster.take_ended_by_themselves()?;
+        let wrong = ended.into_iter().filter(|(index, status)| !may(*index, *status));
+        Ok(wrong.map(|(index, status)| format!("{} ended by itself ({status})", name(cluster, index))).collect())
+    }
+
+    /// Undoes every fault: links are open, and whatever was stopped goes on or starts again. Returns which instances had ended
+    /// though they must not; they start again too.
     ///
     /// # Errors
     /// When something cannot be undone.
-    pub async fn heal(&mut self, cluster: &mut Cluster) -> Result<()> {
+    pub async fn heal(&mut self, cluster: &mut Cluster) -> Result<Vec<String>> {
         cluster.network().context("faults need a network between instances")?.heal()?;
         for fault in self.syncs.drain(..) {
             fault.heal().await?;
         }
         for index in self.full.drain(..) {
             cluster.free_disk(index).await?;
+            self.freed.push(index);
         }
         for index in self.jumped.drain(..) {
             cluster.instance(index).clock()?.reset()?;
         }
         for index in 0..cluster.len() {
-            if cluster.instance(index).process.is_paused() {
-                cluster.instance(index).process.resume()?;
+            let process = &mut cluster.instance(index).process;
+            if process.is_paused() && process.is_running()? {
+                process.resume()?;
             }
         }
-        cluster.start_all()
+        let ended = self.ended(cluster)?;
+        cluster.start_all()?;
+        Ok(ended)
     }
 
+    /// [`Self::do_one`], where a failure that comes of an instance which ended by itself is what that instance did.
     async fn begin(&mut self, cluster: &mut Cluster, kind: Kind, until: Instant, rng: &mut StdRng) -> Result<Injected> {
+        match self.do_one(cluster, kind, until, rng).await {
+            Ok(injected) => Ok(injected),
+            Err(error) => match self.ended(cluster)?.as_slice() {
+                [] => Err(error),
+                ended => Ok(Injected::Wrong(format!("{}; so that {error:#}", ended.join(", ")))),
+            },
+        }
+    }
+
+    async fn do_one(&mut self, cluster: &mut Cluster, kind: Kind, until: Instant, rng: &mut StdRng) -> Result<Injected> {
         let count = cluster.len();
         let alone = [Kind::KillOne, Kind::KillAll, Kind::PauseOne, Kind::PowerCutOne, Kind::PowerCutAll];
         if count < 2 && !alone.contains(&kind) {
@@ -208,6 +242,8 @@ impl Nemesis {
                     }
                     sleep(LOOK).await;
                 };
+                // Whichever way it ended, that is judged here.
+                cluster.instance(target).process.take_ended_by_itself();
                 if ended != Some(DAMAGED) {
                     return Ok(Injected::Wrong(match ended {
                         Some(code) => format!("{what}: it ended with {code}, and not with {DAMAGED}"),
@@ -418,7 +454,78 @@ async fn begin_anew(cluster: &mut Cluster, target: usize) -> Result<Option<Injec
 mod tests {
     use std::collections::BTreeSet;
 
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+
     use super::*;
+    use crate::cluster::{Options, stand_in};
+
+    /// Ends with 70 when it is told by SIGUSR1.
+    const ENDS: &str = "trap 'exit 70' USR1\necho up\nwhile :; do sleep 0.02; done";
+
+    async fn three(directory: &std::path::Path) -> Cluster {
+        let mut cluster = Cluster::prepare(Options::new(stand_in(directory, ENDS), 3).proxied()).await.unwrap();
+        cluster.start_all().unwrap();
+        let deadline = Instant::now() + RESTART;
+        while cluster.instances().iter().any(|instance| !instance.process.log_tail().contains("up")) {
+            assert!(Instant::now() < deadline, "they do not start");
+            sleep(LOOK).await;
+        }
+        cluster
+    }
+
+    /// As by a bug of its own: the harness did not ask for it.
+    async fn end(cluster: &mut Cluster, index: usize, signal: Signal) {
+        let process = &mut cluster.instance(index).process;
+        kill(Pid::from_raw(i32::try_from(process.pid().unwrap()).unwrap()), signal).unwrap();
+        let deadline = Instant::now() + RESTART;
+        while process.is_running().unwrap() {
+            assert!(Instant::now() < deadline, "it does not end");
+            sleep(LOOK).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn planted_an_instance_that_ends_by_itself() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut cluster, mut nemesis) = (three(directory.path()).await, Nemesis::default());
+        cluster.instance(0).process.kill().unwrap();
+        end(&mut cluster, 1, Signal::SIGSEGV).await;
+        end(&mut cluster, 2, Signal::SIGUSR1).await;
+        let ended = nemesis.heal(&mut cluster).await.unwrap();
+        let [segfault, code] = ended.as_slice() else { panic!("{ended:?}") };
+        assert!(segfault.starts_with("node-2 ended by itself (signal: 11"), "{segfault}");
+        assert_eq!(code, "node-3 ended by itself (exit status: 70)");
+        for index in 0..3 {
+            assert!(cluster.instance(index).process.is_running().unwrap(), "{index}");
+        }
+        assert_eq!(nemesis.heal(&mut cluster).await.unwrap(), Vec::<String>::new());
+    }
+
+    #[tokio::test]
+    async fn on_a_full_disk_an_instance_may_end_by_70_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut cluster = three(directory.path()).await;
+        let nemesis = Nemesis { full: vec![0], freed: vec![1], ..Nemesis::default() };
+        for index in 0..2 {
+            end(&mut cluster, index, Signal::SIGUSR1).await;
+        }
+        assert_eq!(nemesis.ended(&mut cluster).unwrap(), Vec::<String>::new());
+        cluster.start_one(0).unwrap();
+        end(&mut cluster, 0, Signal::SIGKILL).await;
+        assert_eq!(nemesis.ended(&mut cluster).unwrap(), ["node-1 ended by itself (signal: 9 (SIGKILL))"]);
+    }
+
+    #[tokio::test]
+    async fn a_kill_that_meets_an_instance_which_ended_by_itself_is_no_failure_of_the_harness() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut cluster, mut nemesis) = (three(directory.path()).await, Nemesis::default());
+        end(&mut cluster, 1, Signal::SIGUSR1).await;
+        let step = Step { quiet_ms: 0, kind: Kind::KillAll, lasts_ms: 0, beside: None, choice: 1 };
+        let injected = nemesis.inject(&mut cluster, &step, || ()).await.unwrap();
+        let Injected::Wrong(message) = injected else { panic!("{injected:?}") };
+        assert!(message.starts_with("node-2 ended by itself (exit status: 70)"), "{message}");
+    }
 
     #[test]
     fn in_a_ring_everybody_has_a_majority_and_no_two_the_same() {

@@ -105,8 +105,9 @@ async fn conduct(plan: &Plan, place: &Place, stage: &Stage, cluster: &mut Cluste
         // Nothing that needs an answer can be judged any more.
         run.not_ready("in the end", error)?;
     }
-    let Run { mut problems, wrong, healed, .. } = run;
-    let mut checks = vec![instances(&wrong)];
+    run.look_for_ended("in the end")?;
+    let Run { mut problems, mut wrong, healed, nemesis, .. } = run;
+    let mut checks = Vec::new();
     if settled.is_ok() {
         checks.extend(cast.judge(cluster.instances(), &healed).await?.checks);
         checks.push(converged(&ids, &clients).await);
@@ -115,6 +116,8 @@ async fn conduct(plan: &Plan, place: &Place, stage: &Stage, cluster: &mut Cluste
     if stage.has_accounts() {
         checks.push(leases::check(&told));
     }
+    wrong.extend(nemesis.ended(cluster)?.into_iter().map(|ended| format!("while it was judged: {ended}")));
+    checks.insert(0, instances(&wrong));
     let events = shared.recorder.events();
     let operations = count(&events);
     let (alarms, lacks) = (cluster.alarms()?, lacks(plan, &faults, &operations));
@@ -246,6 +249,8 @@ impl Run<'_> {
     async fn fault(&mut self, number: u32, step: &Step) -> Result<Fault> {
         let Shared { progress, recorder } = self.shared;
         let kind = step.kind.name();
+        self.look_for_ended(&format!("before fault {number} ({kind})"))?;
+        self.cluster.start_all()?;
         recorder.fault(number, &kind, Phase::Begin, "");
         let mut begun = progress.mark();
         self.broken.set(Some(begun));
@@ -253,7 +258,8 @@ impl Run<'_> {
         let injected = self.nemesis.inject(self.cluster, step, || begun = progress.mark()).await?;
         let during = tokio::time::timeout(Duration::ZERO, progress.first_after_mark()).await.ok();
         let healed = progress.mark();
-        self.nemesis.heal(self.cluster).await?;
+        let ended = self.nemesis.heal(self.cluster).await?;
+        self.wrong.extend(ended.into_iter().map(|ended| format!("in fault {number} ({kind}): {ended}")));
         self.broken.set(None);
         let (detail, installed) = match injected {
             Injected::Installed(what) => (what, true),
@@ -265,7 +271,7 @@ impl Run<'_> {
         };
         recorder.fault(number, &kind, if installed { Phase::Healed } else { Phase::Skipped }, &detail);
         let again = tokio::time::timeout(RECOVERY, progress.first_after_mark()).await.ok();
-        if let Err(error) = self.cluster.wait_all_ready(READY).await {
+        if let Err(error) = self.all_ready().await {
             self.not_ready(&format!("after fault {number} ({kind})"), &error)?;
         } else {
             recorder.fault(number, &kind, Phase::Recovered, "");
@@ -274,6 +280,29 @@ impl Run<'_> {
         let ms = |since: Instant, until: Instant| until.saturating_duration_since(since).as_secs_f64() * 1000.0;
         let write_after_ms = during.filter(|_| step.kind.leaves_a_majority()).map(|at| ms(begun, at));
         Ok(Fault { number, kind, detail, installed, write_after_ms, recovery_ms: again.map(|at| ms(healed, at)) })
+    }
+
+    /// Instances that ended by themselves are what is wrong, whatever follows from it.
+    fn look_for_ended(&mut self, when: &str) -> Result<()> {
+        let ended = self.nemesis.ended(self.cluster)?;
+        self.wrong.extend(ended.into_iter().map(|ended| format!("{when}: {ended}")));
+        Ok(())
+    }
+
+    /// Waits until all are. An instance that may end of what the fault was, a little after it, starts again.
+    async fn all_ready(&mut self) -> Result<()> {
+        let Err(error) = self.cluster.wait_all_ready(READY).await else { return Ok(()) };
+        let ended = self.nemesis.ended(self.cluster)?;
+        let mut may = false;
+        for index in 0..self.cluster.len() {
+            may |= !self.cluster.instance(index).process.is_running()?;
+        }
+        if !ended.is_empty() || !may {
+            self.wrong.extend(ended);
+            return Err(error);
+        }
+        self.cluster.start_all()?;
+        self.cluster.wait_all_ready(READY).await
     }
 
     /// An instance that has ended by itself is another matter than one that takes its time.
@@ -289,7 +318,7 @@ impl Run<'_> {
 
     /// Everything is healed: all instances come to the same log index.
     async fn settle(&mut self) -> Result<()> {
-        self.cluster.wait_all_ready(READY).await?;
+        self.all_ready().await?;
         self.cluster.wait_converged(RECOVERY).await?;
         Ok(())
     }
