@@ -109,9 +109,10 @@ impl Simulation {
                 let seq = session.entries.len() as u64;
                 Answer::Appended(AppendResponse { seq, id: format!("{seq:08x}") })
             }
-            Call::Read { .. } => {
+            Call::Read { after, limit, .. } => {
                 let head = session.entries.len() as u64;
-                let tail = (1..).zip(&session.entries).skip(session.entries.len().saturating_sub(5));
+                let after = usize::try_from(*after).unwrap_or(usize::MAX);
+                let tail = (1..).zip(&session.entries).skip(after).take(usize::try_from(*limit).unwrap_or(usize::MAX));
                 Answer::Read { head, tail: tail.map(|(seq, text)| (seq, text.clone())).collect() }
             }
             Call::Cas { revision, .. } if *revision != session.revision => Answer::Mismatch { index: Some(index) },
@@ -157,10 +158,11 @@ fn measure(what: &str, check: impl FnOnce() -> String) {
 
 fn main() {
     println!("{OPERATIONS} operations, {SESSIONS} sessions, {CLIENTS} clients at each, seed {SEED}");
-    let lists = Simulation::run(|rng, session, _, n| {
+    let lists = Simulation::run(|rng, session, known, n| {
+        let after = (known.entries.len() as u64).saturating_sub(5);
         let (session, text) = (session.to_owned(), format!("text {n}"));
         match rng.random_ratio(1, 3) {
-            true => Call::Read { session, instance: 0 },
+            true => Call::Read { session, instance: 0, after, limit: 20 },
             false => Call::Append { session, key: format!("key-{n}"), text },
         }
     });

@@ -6,7 +6,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, IF_MATCH};
 use http::{HeaderMap, Method, Request, Response};
@@ -32,6 +32,17 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 const PAGE: usize = 200;
 /// Pause between attempts: a refused connection answers at once, and a client that spins takes the servers' processor.
 const PAUSE: Duration = Duration::from_millis(5);
+
+/// Pause between two tries to read what a checker needs.
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// All entries of a session.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Transcript {
+    pub entries: Vec<Entry>,
+    /// Absent: up to the head. Otherwise there should be more, by what the instance itself said.
+    pub cut: Option<String>,
+}
 
 /// What an answer means.
 #[derive(Debug, Clone, PartialEq)]
@@ -182,22 +193,49 @@ impl Client {
     /// # Errors
     /// When a page cannot be read, or pages do not get anywhere.
     pub async fn transcript(&self, session: &SessionKey) -> Result<Vec<Entry>> {
-        let mut all: Vec<Entry> = Vec::new();
+        match self.read_transcript(session).await {
+            Ok(Transcript { entries, cut: None }) => Ok(entries),
+            Ok(Transcript { cut: Some(cut), .. }) => bail!("{session}: {cut}"),
+            Err(why) => bail!("read {session} from {}: {why}", self.address),
+        }
+    }
+
+    /// The same, where each failure is followed by another try until `deadline`; and what does not fit together is told of beside
+    /// what there is.
+    ///
+    /// # Errors
+    /// Why it could not be read, the last time.
+    pub async fn transcript_until(&self, session: &SessionKey, deadline: Instant) -> Result<Transcript, String> {
         loop {
-            let after = all.last().map_or(0, |entry| entry.seq);
+            match self.read_transcript(session).await {
+                Err(_) if Instant::now() < deadline => tokio::time::sleep(AGAIN).await,
+                read @ (Ok(_) | Err(_)) => return read,
+            }
+        }
+    }
+
+    async fn read_transcript(&self, session: &SessionKey) -> Result<Transcript, String> {
+        let mut entries: Vec<Entry> = Vec::new();
+        loop {
+            let after = entries.last().map_or(0, |entry| entry.seq);
             let page = match self.entries(session, after, PAGE).await {
                 Reply::Ok(page) => page,
-                Reply::Failed(Failure { code: Some(ErrorCode::NotFound), .. }) => return Ok(all),
-                other @ (Reply::Failed(_) | Reply::Unknown(_)) => {
-                    other.ok().with_context(|| format!("read {session} after {after} from {}", self.address))?
+                Reply::Failed(Failure { code: Some(ErrorCode::NotFound), .. }) => {
+                    let cut = (after > 0).then(|| format!("unknown although it has {after} entries"));
+                    return Ok(Transcript { entries, cut });
                 }
+                Reply::Failed(failure) => return Err(format!("after {after}: {failure:?}")),
+                Reply::Unknown(message) => return Err(format!("after {after}: {message}")),
             };
             let advanced = page.entries.last().is_some_and(|entry| entry.seq > after);
-            all.extend(page.entries);
-            if all.last().map_or(0, |entry| entry.seq) >= page.head_seq {
-                return Ok(all);
+            entries.extend(page.entries);
+            if entries.last().map_or(0, |entry| entry.seq) >= page.head_seq {
+                return Ok(Transcript { entries, cut: None });
             }
-            ensure!(advanced, "{session}: no entries after {after} although the head is {}", page.head_seq);
+            if !advanced {
+                let cut = Some(format!("no entries after {after} although the head is {}", page.head_seq));
+                return Ok(Transcript { entries, cut });
+            }
         }
     }
 

@@ -70,8 +70,15 @@ pub enum Call {
     Append { session: String, text: String, key: String },
     /// The same append again, after it was acknowledged: the answer must be the same.
     Repeat { session: String, text: String, key: String },
-    /// Ask one instance for the end of a session.
-    Read { session: String, instance: usize },
+    /// Ask one instance for the entries of a session that stand after `after`, at most `limit`.
+    Read {
+        session: String,
+        instance: usize,
+        #[serde(default)]
+        after: u64,
+        #[serde(default)]
+        limit: u64,
+    },
     /// A message to the model, whose answer is read as it comes: the numbers from 1 to `tokens`.
     Turn { session: String, message: String, tokens: u64, key: String },
     /// One write to one instance, sent once: what matters is how soon it is answered.
@@ -110,7 +117,7 @@ impl Call {
 pub enum Answer {
     /// Where the appended entry stands.
     Appended(AppendResponse),
-    /// The sequence number of the last entry, and the last entries; nothing and 0 if there is none.
+    /// The sequence number of the last entry, and the entries that were asked for; nothing and 0 if there is none.
     Read { head: u64, tail: Vec<(u64, String)> },
     /// The committed reply of a turn, and how often its reader was told that it begins again, or had to connect again.
     Replied { turn: String, entry: String, text: String, restarts: u32, reconnects: u32 },
@@ -287,7 +294,7 @@ mod tests {
         recorder.note(What::Leader { instance: Some("node-1".into()), term: 2 });
         recorder.note(What::Leader { instance: None, term: 2 });
         recorder.note(What::Owner { account: "telegram:main".into(), instance: None, token: 7 });
-        let read = recorder.invoke(3, Call::Read { session: "s".into(), instance: 2 });
+        let read = recorder.invoke(3, Call::Read { session: "s".into(), instance: 2, after: 0, limit: 20 });
         let answer = Answer::Read { head: 2, tail: vec![(1, "t".into()), (2, "u".into())] };
         recorder.note(What::Ok { op: read, attempts: 1, answer });
         let (session, label, instance) = ("s".to_owned(), "c3-0".to_owned(), 1);

@@ -21,6 +21,12 @@ pub(crate) enum Mischief {
     NeverAnswer,
     /// Acknowledges every tenth append without keeping it.
     DropTenth,
+    /// Shows no session's last entry, and counts it.
+    LoseEnd,
+    /// Answers each question for entries with a 500.
+    BreakReads,
+    /// Refuses every other one, as if there were no quorum.
+    RefuseSomeReads,
     /// Keeps what a repeated key brings a second time.
     ForgetKeys,
     RepeatDelta,
@@ -151,11 +157,19 @@ async fn entries(
     Path(session): Path<String>,
     Query(query): Query<HashMap<String, usize>>,
 ) -> Response {
-    let tables = shared.tables.lock().unwrap();
+    let mut tables = shared.tables.lock().unwrap();
+    tables.asked += 1;
+    if shared.mischief == Mischief::BreakReads {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    }
+    if shared.mischief == Mischief::RefuseSomeReads && tables.asked % 2 == 1 {
+        return refusal(StatusCode::SERVICE_UNAVAILABLE, api::ErrorCode::NoQuorum);
+    }
     let Some(all) = tables.sessions.get(&session) else {
         return refusal(StatusCode::NOT_FOUND, api::ErrorCode::NotFound);
     };
-    let entries = all.iter().skip(query["after"]).take(query["limit"]).cloned().collect();
+    let shown = all.len() - usize::from(shared.mischief == Mischief::LoseEnd && !all.is_empty());
+    let entries = all[..shown].iter().skip(query["after"]).take(query["limit"]).cloned().collect();
     Json(api::EntryList { entries, head_seq: all.len() as u64 }).into_response()
 }
 
@@ -244,6 +258,9 @@ fn events(shared: &Shared, turn: &str, message: &str, seen: usize) -> Response {
         Mischief::None
         | Mischief::NeverAnswer
         | Mischief::DropTenth
+        | Mischief::LoseEnd
+        | Mischief::BreakReads
+        | Mischief::RefuseSomeReads
         | Mischief::ForgetKeys
         | Mischief::StaleLabel
         | Mischief::LoseLabel

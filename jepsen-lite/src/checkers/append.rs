@@ -7,13 +7,16 @@
 //! - an append of unknown outcome is present at most once; one that certainly failed is absent; an entry that nobody
 //!   wrote is absent;
 //! - real time: an append that was acknowledged before another was sent stands before it (which includes every
-//!   client's own order);
+//!   client's own order). So does one of unknown outcome that is there: it had its effect at some time after it was sent;
 //! - a repeated idempotency key got the first answer;
 //! - a read shows the entries as they stand in the end, all that were acknowledged or seen by another read before it
-//!   began, and none that was sent after it ended. With the above that is linearizability: there is only one order in
+//!   began, and none that was sent after it ended; and its page has every entry from where it begins to the head that it
+//!   names, as far as a page goes. With the above that is linearizability: there is only one order in
 //!   which entries can have come.
+//!
+//! Of a session that nobody could read in the end, what is known of its entries is what clients were told.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 
 use openclaw_proto::http::{AppendResponse, Entry};
@@ -48,6 +51,10 @@ pub enum Anomaly {
     Early { op: u64, session: String, instance: usize, seq: u64 },
     /// A read showed something else than what stands there.
     Misread { op: u64, session: String, instance: usize, seq: u64, text: String },
+    /// A read's page does not have the entries that stand between where it begins and the head that it names.
+    Short { op: u64, session: String, instance: usize, expected: (u64, u64), found: Vec<u64> },
+    /// In the end an instance does not show the session, or not up to the head that it names.
+    Unreadable { session: String, instance: String, why: String },
     /// Two instances show different transcripts.
     Diverged { session: String, instance: String, difference: String },
 }
@@ -82,6 +89,10 @@ impl fmt::Display for Anomaly {
             Self::Misread { op, session, instance, seq, text } => {
                 write!(f, "{session}: read {op} of instance {instance} showed {text:?} as {seq}, which is another")
             }
+            Self::Short { op, session, instance, expected: (from, to), found } => {
+                write!(f, "{session}: read {op} of instance {instance} should have {from} to {to} and has {found:?}")
+            }
+            Self::Unreadable { session, instance, why } => write!(f, "{session} cannot be read from {instance}: {why}"),
             Self::Diverged { session, instance, difference } => write!(f, "{session} on {instance}: {difference}"),
         }
     }
@@ -127,6 +138,15 @@ enum End<'a> {
 
 /// Judges `history` against `transcripts`, the final contents of every session.
 pub fn check(history: &[Event], transcripts: &BTreeMap<String, Vec<Entry>>) -> Verdict {
+    check_some(history, transcripts, &BTreeSet::new())
+}
+
+/// The same, when nobody could read the sessions named `unread`; any other that is not among the transcripts is empty.
+pub fn check_some(
+    history: &[Event],
+    transcripts: &BTreeMap<String, Vec<Entry>>,
+    unread: &BTreeSet<String>,
+) -> Verdict {
     let mut verdict = Verdict { sessions: transcripts.len(), ..Verdict::default() };
     let (operations, repeats) = operations(history);
     let mut by_session: BTreeMap<&str, HashMap<&str, &Operation>> = BTreeMap::new();
@@ -145,12 +165,13 @@ pub fn check(history: &[Event], transcripts: &BTreeMap<String, Vec<Entry>>) -> V
         check_session(session, written, entries, &mut verdict);
     }
     for (session, written) in &by_session {
-        if !transcripts.contains_key(*session) {
+        let entries = transcripts.get(*session).map_or(&[][..], Vec::as_slice);
+        if !transcripts.contains_key(*session) && !unread.contains(*session) {
             check_session(session, written, &[], &mut verdict);
         }
-        check_real_time(session, written.values().copied(), &mut verdict);
+        check_real_time(session, written, entries, &mut verdict);
     }
-    check_reads(&reads(history), &by_session, transcripts, &mut verdict);
+    check_reads(&reads(history), &by_session, transcripts, unread, &mut verdict);
     let first: HashMap<&str, &AppendResponse> = operations
         .iter()
         .filter_map(|operation| match operation.end {
@@ -207,8 +228,11 @@ pub fn named(verdict: Verdict, history: &[Event]) -> Check {
         | Anomaly::Invented { session, text, .. } => writes(session, &[text]),
         Anomaly::Reordered { session, earlier, later } => writes(session, &[&earlier.0, &later.0]),
         Anomaly::AnswerChanged { key, .. } => of_key.get(key.as_str()).cloned().unwrap_or_default(),
-        Anomaly::Stale { op, .. } | Anomaly::Early { op, .. } | Anomaly::Misread { op, .. } => vec![*op],
-        Anomaly::Gap { .. } | Anomaly::Diverged { .. } => Vec::new(),
+        Anomaly::Stale { op, .. }
+        | Anomaly::Early { op, .. }
+        | Anomaly::Misread { op, .. }
+        | Anomaly::Short { op, .. } => vec![*op],
+        Anomaly::Gap { .. } | Anomaly::Unreadable { .. } | Anomaly::Diverged { .. } => Vec::new(),
     };
     let kind = |anomaly: &Anomaly| serde_json::to_value(anomaly).ok()?["anomaly"].as_str().map(str::to_owned);
     let found = verdict
@@ -334,15 +358,24 @@ fn check_session(session: &str, written: &HashMap<&str, &Operation>, entries: &[
 }
 
 /// Walks sends and acknowledgements in time order: what is sent must get a larger number than all acknowledged before.
-fn check_real_time<'a>(session: &str, written: impl Iterator<Item = &'a Operation<'a>>, verdict: &mut Verdict) {
+/// One of unknown outcome is never known to have been there before anything, and all the same must not stand before what was
+/// acknowledged before it was sent.
+fn check_real_time(session: &str, written: &HashMap<&str, &Operation>, entries: &[Entry], verdict: &mut Verdict) {
     let mut sent = Vec::new();
     let mut acknowledged = Vec::new();
-    for operation in written {
+    for operation in written.values() {
         if let End::Ok { at_us, answer } = &operation.end {
             sent.push((operation.invoked_us, answer.seq, operation.text));
             acknowledged.push((*at_us, answer.seq, operation.text));
         }
     }
+    let unknown = |entry: &&Entry| {
+        written.get(entry.text.as_str()).filter(|operation| matches!(operation.end, End::Unknown)).copied()
+    };
+    sent.extend(entries.iter().filter_map(|entry| {
+        let operation = unknown(&entry)?;
+        Some((operation.invoked_us, entry.seq, operation.text))
+    }));
     sent.sort_unstable();
     acknowledged.sort_unstable();
     let mut acknowledged = acknowledged.into_iter().peekable();
@@ -370,22 +403,39 @@ struct Read<'a> {
     instance: usize,
     invoked_us: u64,
     at_us: u64,
+    /// Where its page begins, and how long it may be.
+    after: u64,
+    limit: u64,
     head: u64,
     tail: &'a [(u64, String)],
 }
 
+impl Read<'_> {
+    /// The page has what stands after `after`, up to the head that it names, at most `limit`. The server reads the head first and
+    /// then, at least as new, the entries; what came in between makes both larger.
+    fn short(&self) -> Option<Anomaly> {
+        let expected = (self.after + 1, self.head.min(self.after.saturating_add(self.limit)));
+        let found = self.tail.iter().map(|(seq, _)| *seq);
+        if found.clone().eq(expected.0..=expected.1) {
+            return None;
+        }
+        let (op, session, instance) = (self.op, self.session.to_owned(), self.instance);
+        Some(Anomaly::Short { op, session, instance, expected, found: found.collect() })
+    }
+}
+
 fn reads(history: &[Event]) -> Vec<Read<'_>> {
-    let mut open: HashMap<u64, (&str, usize, u64)> = HashMap::new();
+    let mut open: HashMap<u64, Read> = HashMap::new();
     let mut reads = Vec::new();
     for event in history {
         match &event.what {
-            What::Invoke { op, call: Call::Read { session, instance }, .. } => {
-                open.insert(*op, (session, *instance, event.at_us));
+            What::Invoke { op, call: Call::Read { session, instance, after, limit }, .. } => {
+                let (op, instance, invoked_us, after, limit) = (*op, *instance, event.at_us, *after, *limit);
+                open.insert(op, Read { op, session, instance, invoked_us, at_us: 0, after, limit, head: 0, tail: &[] });
             }
             What::Ok { op, answer: Answer::Read { head, tail }, .. } => {
-                if let Some((session, instance, invoked_us)) = open.remove(op) {
-                    let (op, at_us, head) = (*op, event.at_us, *head);
-                    reads.push(Read { op, session, instance, invoked_us, at_us, head, tail });
+                if let Some(read) = open.remove(op) {
+                    reads.push(Read { at_us: event.at_us, head: *head, tail, ..read });
                 }
             }
             What::Invoke { .. }
@@ -404,6 +454,7 @@ fn check_reads(
     reads: &[Read],
     by_session: &BTreeMap<&str, HashMap<&str, &Operation>>,
     transcripts: &BTreeMap<String, Vec<Entry>>,
+    unread: &BTreeSet<String>,
     verdict: &mut Verdict,
 ) {
     verdict.reads += reads.len() as u64;
@@ -414,12 +465,16 @@ fn check_reads(
     let (no_writes, no_entries) = (HashMap::new(), Vec::new());
     for (session, mut reads) in of_session {
         let written = by_session.get(session).unwrap_or(&no_writes);
-        let entries: HashMap<u64, &str> = transcripts
-            .get(session)
-            .unwrap_or(&no_entries)
-            .iter()
-            .map(|entry| (entry.seq, entry.text.as_str()))
-            .collect();
+        reads.sort_by_key(|read| read.invoked_us);
+        let entries: HashMap<u64, &str> = match unread.contains(session) {
+            true => told(written, &reads),
+            false => transcripts
+                .get(session)
+                .unwrap_or(&no_entries)
+                .iter()
+                .map(|entry| (entry.seq, entry.text.as_str()))
+                .collect(),
+        };
         // What is known to be there, and since when: by acknowledgements, and by reads.
         let mut known: Vec<(u64, u64)> = written
             .values()
@@ -430,7 +485,6 @@ fn check_reads(
             .chain(reads.iter().map(|read| (read.at_us, read.head)))
             .collect();
         known.sort_unstable();
-        reads.sort_by_key(|read| read.invoked_us);
         let (mut known, mut expected) = (known.into_iter().peekable(), 0);
         for read in reads {
             while let Some((_, seq)) = known.next_if(|(at_us, _)| *at_us < read.invoked_us) {
@@ -441,6 +495,7 @@ fn check_reads(
                 let (head, session) = (read.head, session.clone());
                 verdict.anomalies.push(Anomaly::Stale { op, session, instance, head, expected });
             }
+            verdict.anomalies.extend(read.short());
             let sent_later = |text: &str| written.get(text).is_some_and(|write| write.invoked_us > read.at_us);
             let last = entries.get(&read.head).copied().map(|text| (read.head, text));
             let shown = read.tail.iter().map(|(seq, text)| (*seq, text.as_str()));
@@ -455,6 +510,21 @@ fn check_reads(
             }
         }
     }
+}
+
+/// What stands where, by what clients were told: by acknowledgements, and otherwise by the first read that showed it.
+fn told<'a>(written: &HashMap<&'a str, &Operation<'a>>, reads: &[&Read<'a>]) -> HashMap<u64, &'a str> {
+    let mut told = HashMap::new();
+    for read in reads {
+        for (seq, text) in read.tail {
+            told.entry(*seq).or_insert(text.as_str());
+        }
+    }
+    told.extend(written.values().filter_map(|operation| match &operation.end {
+        End::Ok { answer, .. } => Some((answer.seq, operation.text)),
+        End::Failed | End::Unknown => None,
+    }));
+    told
 }
 
 fn pair(answer: &AppendResponse) -> (u64, String) {
@@ -608,10 +678,16 @@ mod tests {
         assert!(anomalies.iter().any(|anomaly| matches!(anomaly, Anomaly::Doubled { .. })), "{anomalies:?}");
     }
 
+    /// Of what stands after the entry before the first one that it shows.
     fn read(at_us: u64, op: u64, head: u64, tail: &[(u64, &str)]) -> [Event; 2] {
+        read_after(at_us, op, tail.first().map_or(head, |(seq, _)| seq - 1), head, tail)
+    }
+
+    fn read_after(at_us: u64, op: u64, after: u64, head: u64, tail: &[(u64, &str)]) -> [Event; 2] {
         let tail = tail.iter().map(|(seq, text)| (*seq, (*text).to_owned())).collect();
+        let call = Call::Read { session: "s".into(), instance: 1, after, limit: 2 };
         [
-            event(at_us, What::Invoke { op, process: 9, call: Call::Read { session: "s".into(), instance: 1 } }),
+            event(at_us, What::Invoke { op, process: 9, call }),
             event(at_us + 1, What::Ok { op, attempts: 1, answer: Answer::Read { head, tail } }),
         ]
     }
@@ -654,6 +730,52 @@ mod tests {
             event.at_us += 10;
         }
         assert_eq!(judge(&shifted, entries), [Anomaly::Early { op: 7, session: "s".into(), instance: 1, seq: 3 }]);
+    }
+
+    #[test]
+    fn planted_a_read_whose_page_lacks_entries_that_its_head_counts() {
+        let (history, entries) = three();
+        let judged = |after, head, tail: &[(u64, &str)]| {
+            let history: Vec<Event> = history.iter().cloned().chain(read_after(6, 7, after, head, tail)).collect();
+            judge(&history, entries.clone())
+        };
+        assert_eq!(judged(1, 3, &[(2, "b"), (3, "c")]), []);
+        assert_eq!(judged(0, 3, &[(1, "a"), (2, "b")]), [], "a page is of two entries");
+        assert_eq!(judged(3, 3, &[]), []);
+        let short = |expected, found: &[u64]| {
+            vec![Anomaly::Short { op: 7, session: "s".into(), instance: 1, expected, found: found.to_vec() }]
+        };
+        assert_eq!(judged(1, 3, &[(2, "b")]), short((2, 3), &[2]), "the end");
+        assert_eq!(judged(1, 3, &[(3, "c")]), short((2, 3), &[3]), "the beginning");
+        assert_eq!(judged(0, 3, &[(1, "a"), (3, "c")]), short((1, 2), &[1, 3]), "the middle");
+        assert_eq!(judged(1, 3, &[]), short((2, 3), &[]), "all");
+        assert_eq!(judged(2, 3, &[(2, "b"), (3, "c")]), short((3, 3), &[2, 3]), "more than was asked for");
+    }
+
+    #[test]
+    fn planted_an_append_of_unknown_outcome_before_what_was_acknowledged_before_it_was_sent() {
+        let info = event(4, What::Info { op: 1, attempts: 1, message: String::new() });
+        let history = [invoke(0, 0, "a"), ok(1, 0, 2), invoke(2, 1, "b"), info];
+        let reordered = Anomaly::Reordered { session: "s".into(), earlier: ("a".into(), 2), later: ("b".into(), 1) };
+        assert_eq!(judge(&history, vec![entry(1, "b"), entry(2, "a")]), [reordered]);
+        // Nobody knows when it had its effect, so nothing need stand behind it.
+        let history = [invoke(0, 1, "b"), invoke(2, 0, "a"), ok(3, 0, 1)];
+        assert_eq!(judge(&history, vec![entry(1, "a"), entry(2, "b")]), []);
+    }
+
+    #[test]
+    fn of_a_session_that_nobody_can_read_in_the_end_answers_are_held_against_each_other() {
+        let judge = |history: &[Event]| check_some(history, &BTreeMap::new(), &BTreeSet::from(["s".to_owned()])).anomalies;
+        let (mut history, _) = three();
+        history.extend(read(6, 7, 3, &[(2, "b"), (3, "c")]));
+        history.extend(read(8, 8, 4, &[(4, "d")]));
+        assert_eq!(judge(&history), [], "nothing is lost for not being read");
+        history.extend(read(10, 9, 4, &[(3, "b"), (4, "x")]));
+        let misread = |seq, text: &str| Anomaly::Misread { op: 9, session: "s".into(), instance: 1, seq, text: text.into() };
+        assert_eq!(judge(&history), [misread(3, "b"), misread(4, "x")]);
+        history.extend(read(12, 10, 3, &[(3, "c")]));
+        let stale = Anomaly::Stale { op: 10, session: "s".into(), instance: 1, head: 3, expected: 4 };
+        assert_eq!(judge(&history).last(), Some(&stale));
     }
 
     #[test]

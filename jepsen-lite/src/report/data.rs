@@ -273,7 +273,7 @@ mod tests {
     }
 
     fn read(op: u64) -> What {
-        What::Invoke { op, process: 4, call: Call::Read { session: "s".into(), instance: 2 } }
+        What::Invoke { op, process: 4, call: Call::Read { session: "s".into(), instance: 2, after: 0, limit: 20 } }
     }
 
     fn fault(number: u32, phase: Phase, detail: &str) -> What {
@@ -295,7 +295,7 @@ mod tests {
         assert_eq!((first.from, first.latency_ms()), (1.0, Some(1500.0)));
         assert_eq!(
             (first.asked().as_str(), first.told().as_str()),
-            ("instance 2, session s", "head 1, tail [[1,\"t\"]]")
+            ("after 0, instance 2, limit 20, session s", "head 1, tail [[1,\"t\"]]")
         );
         assert_eq!((second.end, second.latency_ms(), second.told().as_str()), (End::Open, None, ""));
     }

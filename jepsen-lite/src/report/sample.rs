@@ -186,7 +186,7 @@ fn operate(
                 let (session, text, key) = append(format!("run-c{process}-{}", op / 2));
                 Call::Repeat { session, text, key }
             }
-            _ => Call::Read { session, instance: rng.random_range(1..=INSTANCES) },
+            _ => Call::Read { session, instance: rng.random_range(1..=INSTANCES), after: 0, limit: 20 },
         };
         let read = matches!(call, Call::Read { .. });
         let usual = if read { 0.0009 } else { 0.0042 };

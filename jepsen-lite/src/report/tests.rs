@@ -80,7 +80,7 @@ fn what_others_said_is_never_markup() {
         What::Fault { number: 1, kind: evil(), phase: Phase::Begin, detail: String::new() },
         What::Fail { op: 0, attempts: 1, message: evil() },
         What::Fault { number: 1, kind: evil(), phase: Phase::Healed, detail: evil() },
-        What::Invoke { op: 1, process: 1, call: Call::Read { session: evil(), instance: 1 } },
+        What::Invoke { op: 1, process: 1, call: Call::Read { session: evil(), instance: 1, after: 0, limit: 20 } },
         What::Ok { op: 1, attempts: 1, answer: Answer::Read { head: 1, tail: vec![(1, evil())] } },
         What::Leader { instance: Some(evil()), term: 1 },
         What::Owner { account: evil(), instance: Some(evil()), token: 1 },

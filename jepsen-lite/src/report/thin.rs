@@ -84,7 +84,7 @@ mod tests {
     }
 
     fn call() -> Call {
-        Call::Read { session: "s".into(), instance: 1 }
+        Call::Read { session: "s".into(), instance: 1, after: 0, limit: 20 }
     }
 
     #[test]

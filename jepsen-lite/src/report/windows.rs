@@ -83,7 +83,7 @@ mod tests {
 
     #[test]
     fn quantiles_are_of_what_was_sent_in_a_window_and_acknowledged() {
-        let call = Call::Read { session: "s".into(), instance: 1 };
+        let call = Call::Read { session: "s".into(), instance: 1, after: 0, limit: 20 };
         let mut all: Vec<_> = (1..=100).map(|n| operation(&call, End::Ok, 0.2, 0.2 + f64::from(n) / 1000.0)).collect();
         all.push(operation(&call, End::Info, 0.2, 9.0));
         all.push(operation(&call, End::Ok, 2.5, 9.5));
@@ -100,7 +100,7 @@ mod tests {
 
     #[test]
     fn every_operation_that_ended_is_counted_in_the_window_of_its_end() {
-        let call = Call::Read { session: "s".into(), instance: 1 };
+        let call = Call::Read { session: "s".into(), instance: 1, after: 0, limit: 20 };
         let all = [
             operation(&call, End::Ok, 0.0, 0.9),
             operation(&call, End::Ok, 0.0, 1.0),

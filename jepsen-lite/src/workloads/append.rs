@@ -3,7 +3,7 @@
 //! A client sends one write at a time and repeats it, with its key and over all instances in turn, until it is
 //! acknowledged. Now and then it sends an acknowledged write once more, to see whether the answer is the same.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,8 +16,8 @@ use rand::{Rng, SeedableRng};
 use tokio::task::JoinSet;
 
 use crate::checkers::Check;
-use crate::checkers::append::{self, Verdict};
-use crate::client::{Client, Failure, Reply, append_until};
+use crate::checkers::append::{self, Anomaly, Verdict};
+use crate::client::{Client, Failure, Reply, Transcript, append_until};
 use crate::history::{Answer, Call, Recorder, What};
 use crate::workloads::Shared;
 use crate::workloads::progress::Progress;
@@ -114,45 +114,73 @@ impl Load {
         &self.shared.recorder
     }
 
-    /// Waits until every client has ended, then reads every session from every instance and judges.
+    /// Waits until every client has ended, then reads every session from every instance and judges. What cannot be read, though
+    /// it is tried for as long as a write is repeated, is an anomaly.
     ///
     /// # Errors
-    /// When a client failed for a reason of its own, or a session cannot be read.
+    /// When a client failed for a reason of its own.
     pub async fn judge(mut self) -> Result<Verdict> {
+        self.ended().await?;
+        let deadline = Instant::now() + self.options.give_up;
+        let mut transcripts: BTreeMap<String, Vec<Entry>> = BTreeMap::new();
+        let (mut anomalies, mut unread) = (Vec::new(), BTreeSet::new());
+        for number in 0..self.options.sessions {
+            let session = session(&self.options, number)?;
+            let name = session.to_string();
+            for (index, client) in self.clients.iter().enumerate() {
+                let instance = format!("instance {index}");
+                let unreadable =
+                    |why| Anomaly::Unreadable { session: name.clone(), instance: instance.clone(), why };
+                let Transcript { entries, cut } = match client.transcript_until(&session, deadline).await {
+                    Ok(transcript) => transcript,
+                    Err(why) => {
+                        anomalies.push(unreadable(why));
+                        continue;
+                    }
+                };
+                anomalies.extend(cut.map(unreadable));
+                match transcripts.get(&name) {
+                    Some(first) => anomalies.extend(append::compare(&instance, &name, first, &entries)),
+                    None => drop(transcripts.insert(name.clone(), entries)),
+                }
+            }
+            if !transcripts.contains_key(&name) {
+                unread.insert(name);
+            }
+        }
+        let mut verdict = append::check_some(&self.shared.recorder.events(), &transcripts, &unread);
+        verdict.anomalies.append(&mut anomalies);
+        Ok(verdict)
+    }
+
+    async fn ended(&mut self) -> Result<()> {
         while let Some(ended) = self.tasks.join_next().await {
             ended.context("a client panicked")??;
         }
-        let mut transcripts: BTreeMap<String, Vec<Entry>> = BTreeMap::new();
-        let mut differences = Vec::new();
-        for number in 0..self.options.sessions {
-            let session = session(&self.options, number)?;
-            for (index, client) in self.clients.iter().enumerate() {
-                let entries = client.transcript(&session).await?;
-                match transcripts.get(session.as_str()) {
-                    Some(first) => differences.extend(append::compare(
-                        &format!("instance {index}"),
-                        session.as_str(),
-                        first,
-                        &entries,
-                    )),
-                    None => drop(transcripts.insert(session.to_string(), entries)),
-                }
-            }
-        }
-        let mut verdict = append::check(&self.shared.recorder.events(), &transcripts);
-        verdict.anomalies.append(&mut differences);
-        Ok(verdict)
+        Ok(())
     }
-}
 
-impl Load {
-    /// The same as a check, whose anomalies name their operations.
+    /// [`Self::judge`] as a check, whose anomalies name their operations.
     ///
     /// # Errors
     /// As [`Self::judge`].
     pub async fn judge_all(self) -> Result<Check> {
         let recorder = self.shared.recorder.clone();
         Ok(append::named(self.judge().await?, &recorder.events()))
+    }
+
+    /// Judges by the history alone, when the instances cannot be asked what is there in the end: undecided, if nothing is found.
+    ///
+    /// # Errors
+    /// When a client failed for a reason of its own.
+    pub async fn judge_history(mut self) -> Result<Check> {
+        self.ended().await?;
+        let unread = (0..self.options.sessions)
+            .map(|number| Ok(session(&self.options, number)?.to_string()))
+            .collect::<Result<_>>()?;
+        let events = self.shared.recorder.events();
+        let verdict = append::check_some(&events, &BTreeMap::new(), &unread);
+        Ok(Check { decided: false, ..append::named(verdict, &events) })
     }
 }
 
@@ -198,8 +226,9 @@ impl Writer {
     /// Reads what came after the last entry but some that this client wrote: all of that must be there.
     async fn read(&mut self, last: u64) {
         let instance = self.rng.random_range(0..self.targets.len());
-        let op = self.shared.recorder.invoke(self.process, Call::Read { session: self.session.to_string(), instance });
         let after = last.saturating_sub(BEFORE);
+        let call = Call::Read { session: self.session.to_string(), instance, after, limit: PAGE as u64 };
+        let op = self.shared.recorder.invoke(self.process, call);
         let (attempts, reply) = (1, self.targets[instance].entries(&self.session, after, PAGE).await);
         self.shared.recorder.note(match reply {
             Reply::Ok(list) => {
@@ -247,7 +276,6 @@ impl Writer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkers::append::Anomaly;
     use crate::client::Protocol;
     use crate::mock_gateway::{Fake, Mischief};
 
@@ -283,6 +311,44 @@ mod tests {
     async fn planted_a_gateway_that_acknowledges_what_it_drops() {
         let verdict = run(Mischief::DropTenth).await;
         assert!(verdict.count(|anomaly| matches!(anomaly, Anomaly::Lost { .. })) > 0, "{verdict:?}");
+    }
+
+    #[tokio::test]
+    async fn planted_a_gateway_whose_head_is_behind_its_entries() {
+        let verdict = run(Mischief::LoseEnd).await;
+        let cut = |anomaly: &Anomaly| matches!(anomaly, Anomaly::Unreadable { why, .. } if why.contains("the head is"));
+        assert_eq!(verdict.count(cut), 2, "{verdict:?}");
+        assert!(verdict.count(|anomaly| matches!(anomaly, Anomaly::Lost { .. })) > 0, "{verdict:?}");
+    }
+
+    #[tokio::test]
+    async fn planted_a_session_that_cannot_be_read() {
+        let options = Options { give_up: Duration::from_millis(300), read_one_in: u32::MAX, ..options() };
+        let fake = Fake::start(Mischief::BreakReads).await;
+        let targets = [Client::new(fake.address(), Protocol::Http1, Duration::from_secs(5))];
+        let verdict = Load::start(options, &targets).unwrap().judge().await.unwrap();
+        assert_eq!(verdict.anomalies.len(), 2, "one for each session, and none that only follows: {verdict:?}");
+        let of_500 = |anomaly: &Anomaly| matches!(anomaly, Anomaly::Unreadable { why, .. } if why.contains("500"));
+        assert_eq!(verdict.count(of_500), 2, "{verdict:?}");
+    }
+
+    #[tokio::test]
+    async fn what_failed_once_in_the_end_is_read_again() {
+        assert_eq!(run(Mischief::RefuseSomeReads).await.anomalies, []);
+    }
+
+    #[tokio::test]
+    async fn without_a_look_at_the_end_a_history_proves_nothing_and_still_shows_what_is_wrong() {
+        let judged = async |mischief| {
+            let fake = Fake::start(mischief).await;
+            let targets = [Client::new(fake.address(), Protocol::Http1, Duration::from_secs(5))];
+            let load = Load::start(Options { repeat_one_in: 2, ..options() }, &targets).unwrap();
+            load.judge_history().await.unwrap()
+        };
+        let check = judged(Mischief::None).await;
+        assert!(!check.decided && check.found.is_empty(), "{check:?}");
+        let check = judged(Mischief::ForgetKeys).await;
+        assert!(check.found.iter().any(|found| found.anomaly == "answer-changed"), "{check:?}");
     }
 
     #[tokio::test]
