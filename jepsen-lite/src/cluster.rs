@@ -570,6 +570,11 @@ impl Cluster {
         self.keep = true;
     }
 
+    /// Takes [`Self::keep`] back.
+    pub fn discard(&mut self) {
+        self.keep = false;
+    }
+
     pub fn directory(&self) -> Option<&Path> {
         path_of(&self.directory)
     }

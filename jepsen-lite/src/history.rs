@@ -3,14 +3,18 @@
 //! One JSON line per event: an operation is invoked once and ends at most once, as `ok`, as `fail` (certainly without
 //! effect) or as `info` (nobody knows). An operation that never ended is like one that ended as `info`.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use openclaw_proto::http::AppendResponse;
 use serde::{Deserialize, Serialize};
+
+/// How much of a history a run may lose that is killed.
+const FLUSH_EVERY: Duration = Duration::from_secs(1);
 
 /// One line.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -152,6 +156,38 @@ struct Inner {
     next: u64,
     next_process: u32,
     events: Vec<Event>,
+    journal: Option<Journal>,
+}
+
+/// A file that has the events as they come, apart from those of the last moments: what a run leaves that is killed.
+#[derive(Debug)]
+struct Journal {
+    file: BufWriter<File>,
+    flushed: Instant,
+}
+
+impl Journal {
+    fn write(&mut self, event: &Event) -> Result<()> {
+        write_line(&mut self.file, event)?;
+        if self.flushed.elapsed() > FLUSH_EVERY {
+            self.file.flush().context("write the history")?;
+            self.flushed = Instant::now();
+        }
+        Ok(())
+    }
+}
+
+impl Inner {
+    fn push(&mut self, event: Event) {
+        if let Some(journal) = &mut self.journal
+            && let Err(error) = journal.write(&event)
+        {
+            // All of it is written once more in the end, and then this is an error.
+            eprintln!("the history is not kept while it comes: {error:#}");
+            self.journal = None;
+        }
+        self.events.push(event);
+    }
 }
 
 impl Default for Recorder {
@@ -161,6 +197,27 @@ impl Default for Recorder {
 }
 
 impl Recorder {
+    /// One that also writes each event into a file when it comes, until [`Self::close`].
+    ///
+    /// # Errors
+    /// When the file cannot be created.
+    pub fn writing(path: &Path) -> Result<Self> {
+        let file = File::create(path).with_context(|| format!("create {}", path.display()))?;
+        let recorder = Self::default();
+        let journal = Journal { file: BufWriter::new(file), flushed: recorder.begin };
+        recorder.inner.lock().unwrap_or_else(PoisonError::into_inner).journal = Some(journal);
+        Ok(recorder)
+    }
+
+    /// Writes what is not in the file yet, and no more from here on.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn close(&self) -> Result<()> {
+        let journal = self.inner.lock().unwrap_or_else(PoisonError::into_inner).journal.take();
+        journal.map_or(Ok(()), |mut journal| journal.file.flush().context("write the history"))
+    }
+
     /// A number for a client, which nobody else has in this history. A client that was left without an answer goes on
     /// under another one: its last call may still have its effect at any time.
     pub fn process(&self) -> u32 {
@@ -175,7 +232,7 @@ impl Recorder {
         let op = inner.next;
         inner.next += 1;
         let at_us = self.now_us();
-        inner.events.push(Event { at_us, what: What::Invoke { op, process, call } });
+        inner.push(Event { at_us, what: What::Invoke { op, process, call } });
         op
     }
 
@@ -183,7 +240,7 @@ impl Recorder {
     pub fn note(&self, what: What) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let at_us = self.now_us();
-        inner.events.push(Event { at_us, what });
+        inner.push(Event { at_us, what });
     }
 
     /// Notes how far a fault is.
@@ -196,9 +253,9 @@ impl Recorder {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let op = inner.next;
         inner.next += 1;
-        inner.events.push(Event { at_us: invoked_us, what: What::Invoke { op, process, call } });
+        inner.push(Event { at_us: invoked_us, what: What::Invoke { op, process, call } });
         if let Some((at_us, answer)) = ended {
-            inner.events.push(Event { at_us, what: What::Ok { op, attempts: 1, answer } });
+            inner.push(Event { at_us, what: What::Ok { op, attempts: 1, answer } });
         }
     }
 
@@ -224,13 +281,17 @@ impl Recorder {
 /// # Errors
 /// When the file cannot be written.
 pub fn save(path: &Path, events: &[Event]) -> Result<()> {
-    let file = std::fs::File::create(path).with_context(|| format!("create {}", path.display()))?;
+    let file = File::create(path).with_context(|| format!("create {}", path.display()))?;
     let mut file = BufWriter::new(file);
     for event in events {
-        serde_json::to_writer(&mut file, event).context("write the history")?;
-        file.write_all(b"\n").context("write the history")?;
+        write_line(&mut file, event)?;
     }
     file.flush().context("write the history")
+}
+
+fn write_line(file: &mut impl Write, event: &Event) -> Result<()> {
+    serde_json::to_writer(&mut *file, event).context("write the history")?;
+    file.write_all(b"\n").context("write the history")
 }
 
 /// Reads a history back.
@@ -331,6 +392,22 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), bytes).unwrap();
         file
+    }
+
+    #[test]
+    fn a_history_is_in_its_file_before_the_run_is_over() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let recorder = Recorder::writing(file.path()).unwrap();
+        let fault = || recorder.fault(1, "kill-all", Phase::Begin, "");
+        fault();
+        recorder.inner.lock().unwrap().journal.as_mut().unwrap().flushed -= 2 * FLUSH_EVERY;
+        fault();
+        assert_eq!(load(file.path()).unwrap(), recorder.events(), "a second has passed");
+        fault();
+        recorder.close().unwrap();
+        assert_eq!(load(file.path()).unwrap().len(), 3);
+        fault();
+        assert_eq!((load(file.path()).unwrap().len(), recorder.events().len()), (3, 4));
     }
 
     #[test]

@@ -81,6 +81,7 @@ impl Fake {
             .route("/api/v1/sessions/{key}/entries", post(append).get(entries))
             .route("/api/v1/sessions/{key}", get(session).patch(update))
             .route("/api/v1/chat/stream", post(stream).get(resume))
+            .route("/api/v1/turns/{id}", get(|| async { refusal(StatusCode::NOT_FOUND, api::ErrorCode::NotFound) }))
             .route("/api/v1/health/ready", get(|| async { Json(json!({"ok": true, "status": "ready"})) }))
             .with_state(Shared { mischief, tables: Arc::default() });
         let task = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });

@@ -61,12 +61,7 @@ pub fn is_open(asked: &[Asked], answered: &[Answered], unsent: &Unsent) -> bool 
 /// Judges what people asked against what they were told.
 pub fn check(asked: &[Asked], answered: &[Answered], unsent: &Unsent) -> Verdict {
     let counts = counts(answered);
-    let mut verdict = Verdict {
-        messages: asked.len(),
-        answered_once: asked.iter().filter(|one| counts.get(&key(&one.question)) == Some(&1)).count(),
-        held: unsent.unknown.values().sum(),
-        ..Verdict::default()
-    };
+    let mut verdict = Verdict { held: unsent.unknown.values().sum(), ..check_answers(asked, answered) };
     for (chat, count) in missing(asked, &counts) {
         let held = unsent.unknown.get(chat).copied().unwrap_or_default();
         if count > held {
@@ -77,6 +72,17 @@ pub fn check(asked: &[Asked], answered: &[Answered], unsent: &Unsent) -> Verdict
     for (chat, count) in &unsent.failed {
         verdict.anomalies.push(format!("chat {chat}: {count} answers were given up"));
     }
+    verdict
+}
+
+/// Judges the answers that there are, when nobody can say which are held.
+pub fn check_answers(asked: &[Asked], answered: &[Answered]) -> Verdict {
+    let counts = counts(answered);
+    let mut verdict = Verdict {
+        messages: asked.len(),
+        answered_once: asked.iter().filter(|one| counts.get(&key(&one.question)) == Some(&1)).count(),
+        ..Verdict::default()
+    };
     let known = |chat, message| asked.iter().any(|one| key(&one.question) == (chat, message));
     for ((chat, message), count) in &counts {
         if *count > 1 {
@@ -197,6 +203,13 @@ mod tests {
         // Given up is not held: nobody will send it.
         let failed = anomalies(&answers, &unsent(&[], &[("ann", 1)]));
         assert_eq!(failed, [said, "chat ann: 1 answers were given up"]);
+    }
+
+    #[test]
+    fn without_a_list_of_what_is_held_a_second_answer_is_caught_and_a_missing_one_is_not() {
+        let answers = answered(&[("ann", Some("1")), ("ann", Some("1"))]);
+        let found = check_answers(&asked(&QUESTIONS), &answers).anomalies;
+        assert_eq!(found, ["chat ann: message 1 was answered 2 times"]);
     }
 
     #[test]

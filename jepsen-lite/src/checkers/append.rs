@@ -142,11 +142,7 @@ pub fn check(history: &[Event], transcripts: &BTreeMap<String, Vec<Entry>>) -> V
 }
 
 /// The same, when nobody could read the sessions named `unread`; any other that is not among the transcripts is empty.
-pub fn check_some(
-    history: &[Event],
-    transcripts: &BTreeMap<String, Vec<Entry>>,
-    unread: &BTreeSet<String>,
-) -> Verdict {
+pub fn check_some(history: &[Event], transcripts: &BTreeMap<String, Vec<Entry>>, unread: &BTreeSet<String>) -> Verdict {
     let mut verdict = Verdict { sessions: transcripts.len(), ..Verdict::default() };
     let (operations, repeats) = operations(history);
     let mut by_session: BTreeMap<&str, HashMap<&str, &Operation>> = BTreeMap::new();
@@ -765,13 +761,15 @@ mod tests {
 
     #[test]
     fn of_a_session_that_nobody_can_read_in_the_end_answers_are_held_against_each_other() {
-        let judge = |history: &[Event]| check_some(history, &BTreeMap::new(), &BTreeSet::from(["s".to_owned()])).anomalies;
+        let judge =
+            |history: &[Event]| check_some(history, &BTreeMap::new(), &BTreeSet::from(["s".to_owned()])).anomalies;
         let (mut history, _) = three();
         history.extend(read(6, 7, 3, &[(2, "b"), (3, "c")]));
         history.extend(read(8, 8, 4, &[(4, "d")]));
         assert_eq!(judge(&history), [], "nothing is lost for not being read");
         history.extend(read(10, 9, 4, &[(3, "b"), (4, "x")]));
-        let misread = |seq, text: &str| Anomaly::Misread { op: 9, session: "s".into(), instance: 1, seq, text: text.into() };
+        let misread =
+            |seq, text: &str| Anomaly::Misread { op: 9, session: "s".into(), instance: 1, seq, text: text.into() };
         assert_eq!(judge(&history), [misread(3, "b"), misread(4, "x")]);
         history.extend(read(12, 10, 3, &[(3, "c")]));
         let stale = Anomaly::Stale { op: 10, session: "s".into(), instance: 1, head: 3, expected: 4 };

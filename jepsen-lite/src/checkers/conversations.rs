@@ -16,7 +16,7 @@ use crate::history::{Answer, Call, Event, What};
 /// What the instances hold in the end.
 #[derive(Debug, Default)]
 pub struct Final {
-    /// By session.
+    /// By session; what could not be read is not there.
     pub transcripts: BTreeMap<String, Vec<Entry>>,
     /// By id: every turn that an entry or an answer names.
     pub turns: BTreeMap<String, Turn>,
@@ -64,9 +64,8 @@ pub fn check(history: &[Event], last: &Final) -> Check {
     let mut figures = Figures { sessions: last.transcripts.len(), turns: last.turns.len(), ..Figures::default() };
     let asked = asked(history, &mut figures);
     let mut found = Vec::new();
-    let no_entries = Vec::new();
     for (message, one) in &asked {
-        let entries = last.transcripts.get(one.session).unwrap_or(&no_entries);
+        let Some(entries) = last.transcripts.get(one.session) else { continue };
         judge_one(message, one, entries, last, &mut figures, &mut found);
     }
     for (session, entries) in &last.transcripts {

@@ -36,8 +36,8 @@ pub fn check(told: &[Told]) -> Check {
             add("two-owners", format!("{}: token {} is of {first} and of {owner}", one.account, one.token));
         }
     }
-    let grants = owners.len();
-    Check { checker: "leases".to_owned(), decided: true, figures: json!({"told": told.len(), "grants": grants}), found }
+    let figures = json!({"told": told.len(), "grants": owners.len()});
+    Check { checker: "leases".to_owned(), decided: !told.is_empty(), figures, found }
 }
 
 #[cfg(test)]
@@ -60,6 +60,11 @@ mod tests {
             told(&[("a", Some("a"), 5), ("b", Some("a"), 5), ("a", None, 5), ("a", Some("b"), 9), ("b", Some("a"), 5)]);
         let check = check(&all);
         assert!(check.passed() && check.figures["grants"] == 2, "{check:?}");
+    }
+
+    #[test]
+    fn where_nobody_told_anything_nothing_is_shown() {
+        assert!(!check(&[]).passed());
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Component, Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -137,6 +137,9 @@ fn runs_in(directory: &Path) -> Result<Vec<PathBuf>> {
 /// Reads one run, and writes its page.
 fn one(directory: &Path) -> Result<Verdict> {
     let file = directory.join(HISTORY);
+    if !file.exists() && !directory.join(VERDICT).exists() {
+        bail!("{} has a {PLAN} and no {HISTORY}: its run ended before its clients began", directory.display());
+    }
     let Loaded { events, cut } = history::load_cut(&file)?;
     let mut notes = Vec::new();
     if let Some(line) = cut {
@@ -314,6 +317,7 @@ mod tests {
             operations: BTreeMap::from([("append".to_owned(), Counts { ok: 5, fail: 1, info: 2 })]),
             checks: Vec::new(),
             problems: Vec::new(),
+            unjudged: Vec::new(),
             alarms: Vec::new(),
             rerun: "cargo jepsen run".into(),
         }
@@ -364,6 +368,14 @@ mod tests {
         std::fs::write(directory.path().join(HISTORY), "").unwrap();
         std::fs::write(directory.path().join(VERDICT), "{\n\"outcome\": 4}").unwrap();
         assert!(error().contains(VERDICT) && error().contains("line 2"), "{}", error());
+    }
+
+    #[test]
+    fn a_run_that_ended_before_it_noted_anything_is_told_from_a_damaged_one() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join(PLAN), serde_json::to_vec(&plan(7)).unwrap()).unwrap();
+        let error = format!("{:#}", report(&[directory.path()], false, None).unwrap_err());
+        assert!(error.contains("has a plan.json and no history.jsonl: its run ended before"), "{error}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::report::PAGE;
 use super::{Common, Report, SHOWN, rerun};
@@ -31,7 +31,7 @@ pub struct Options {
     #[arg(long, default_value_t = 3)]
     pub instances: usize,
     /// Clients of each workload
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
     pub clients: u32,
     /// Pause of each client after a write, in milliseconds
     #[arg(long, default_value_t = 10)]
@@ -49,8 +49,10 @@ impl Options {
         let namespaces = self.common.needs_namespaces();
         for kind in &self.nemesis {
             kind.possible(namespaces).with_context(|| format!("--nemesis {}", kind.name()))?;
+            let least = kind.least_instances();
+            ensure!(self.instances >= least, "--nemesis {}: it needs --instances {least} or more", kind.name());
         }
-        let kinds = if self.nemesis.is_empty() { possible(namespaces) } else { self.nemesis.clone() };
+        let kinds = self.kinds();
         let mut workloads = self.workload.clone();
         workloads.sort_unstable();
         workloads.dedup();
@@ -67,11 +69,22 @@ impl Options {
         })
     }
 
+    fn kinds(&self) -> Vec<Kind> {
+        if !self.nemesis.is_empty() {
+            return self.nemesis.clone();
+        }
+        let mut kinds = possible(self.common.needs_namespaces());
+        kinds.retain(|kind| kind.least_instances() <= self.instances);
+        kinds
+    }
+
+    /// It names the kinds always: what can be done here may be more elsewhere, or another day, and then the seed draws others.
     fn rerun(&self, openclaw: &Path) -> String {
         let names = |names: Vec<String>| names.join(",");
-        let mut arguments = format!(
-            "--workload {} --time-limit {} --instances {} --clients {} --pause-ms {} --snapshot-every {} --seed {}",
+        let arguments = format!(
+            "--workload {} --nemesis {} --time-limit {} --instances {} --clients {} --pause-ms {} --snapshot-every {} --seed {}",
             names(self.workload.iter().map(|workload| workload.name()).collect()),
+            names(self.kinds().iter().map(|kind| kind.name()).collect()),
             self.time_limit,
             self.instances,
             self.clients,
@@ -79,10 +92,6 @@ impl Options {
             self.snapshot_every,
             self.seed
         );
-        if !self.nemesis.is_empty() {
-            let kinds = names(self.nemesis.iter().map(|kind| kind.name()).collect());
-            arguments.push_str(&format!(" --nemesis {kinds}"));
-        }
         rerun("run", openclaw, &self.common, &arguments)
     }
 }
@@ -119,7 +128,7 @@ pub(super) fn report(done: &Done) -> Result<Report> {
 }
 
 fn describe(verdict: &Verdict) -> String {
-    let Verdict { outcome, plan, seconds, faults, operations, checks, problems, alarms, rerun } = verdict;
+    let Verdict { outcome, plan, seconds, faults, operations, checks, problems, alarms, rerun, .. } = verdict;
     let mut kinds: Vec<&str> = faults.iter().filter(|fault| fault.installed).map(|fault| fault.kind.as_str()).collect();
     let done = kinds.len();
     kinds.sort_unstable();

@@ -218,6 +218,7 @@ mod tests {
             operations: Default::default(),
             checks: vec![check],
             problems: Vec::new(),
+            unjudged: Vec::new(),
             alarms: Vec::new(),
             rerun: String::new(),
         })
@@ -233,6 +234,11 @@ mod tests {
         let mut alarmed = verdict(Outcome::Failed, Some("hung")).unwrap();
         alarmed.alarms.push("panicked".into());
         assert!(!alarmed.is_late_alone());
+        let mut unsettled = verdict(Outcome::Failed, None).unwrap();
+        unsettled.problems.push("not converged".into());
+        assert!(unsettled.is_late_alone());
+        unsettled.unjudged.push("append".into());
+        assert!(!unsettled.is_late_alone(), "nobody knows what would have been found");
 
         let first = verdict(Outcome::Failed, Some("hung"));
         let after = |second: Result<Verdict>| settled(&first, Some(&second));

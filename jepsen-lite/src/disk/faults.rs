@@ -16,6 +16,12 @@ impl Cluster {
     /// # Errors
     /// When one has no disk, or cannot be mounted again.
     pub async fn power_cut(&mut self, indexes: &[usize]) -> Result<()> {
+        self.cut_power(indexes).await?;
+        self.restore_power(indexes).await
+    }
+
+    /// The first half of it: they are dead.
+    pub(crate) async fn cut_power(&mut self, indexes: &[usize]) -> Result<()> {
         // The disks before the processes: what a dying process still writes must not survive, and what it is told then is
         // that its disk is gone.
         let cuts = indexes.iter().map(|&index| Ok(self.disk(index)?.cut_power())).collect::<Result<Vec<_>>>()?;
@@ -33,6 +39,11 @@ impl Cluster {
             // The cut took it down, even if it ended before it was killed.
             process.take_ended_by_itself();
         }
+        Ok(())
+    }
+
+    /// The second: their disks are there again.
+    pub(crate) async fn restore_power(&mut self, indexes: &[usize]) -> Result<()> {
         for &index in indexes {
             self.disk_mut(index)?.restore_power().await?;
         }

@@ -45,6 +45,24 @@ pub enum Injected {
     Wrong(String),
 }
 
+/// When a fault has its effect, and how long from then on.
+struct Effect<'a> {
+    in_force: &'a mut (dyn FnMut() + Send),
+    since: Instant,
+    lasts: Duration,
+}
+
+impl Effect<'_> {
+    fn begins(&mut self) {
+        (self.in_force)();
+        self.since = Instant::now();
+    }
+
+    fn until(&self) -> Instant {
+        self.since + self.lasts
+    }
+}
+
 /// Breaks a cluster and mends it.
 #[derive(Debug, Default)]
 pub struct Nemesis {
@@ -58,34 +76,34 @@ pub struct Nemesis {
 
 impl Nemesis {
     /// Does one fault, or one beside another. Those that are over when they are done - a rolling restart, say - take the
-    /// time that `step` gives them, or what they need; the others stay in force until [`Self::heal`]. `in_force` is called
-    /// when rules between instances, which take a while to be loaded, begin to be.
+    /// time that `step` gives them, or what they need; the others stay in force until [`Self::heal`]. `in_force` is called at the
+    /// moment from which on each of them has its effect, which may be long after a leader began to be looked for.
     ///
     /// What an instance must not do, such as not to start again, is [`Injected::Wrong`]. So is the end of one that the fault was
     /// meant for, just before it came.
     ///
     /// # Errors
     /// When the harness fails.
-    pub async fn inject(&mut self, cluster: &mut Cluster, step: &Step, in_force: impl FnOnce()) -> Result<Injected> {
-        let until = Instant::now() + step.lasts();
+    pub async fn inject(
+        &mut self,
+        cluster: &mut Cluster,
+        step: &Step,
+        mut in_force: impl FnMut() + Send,
+    ) -> Result<Injected> {
+        let mut effect = Effect { in_force: &mut in_force, since: Instant::now(), lasts: step.lasts() };
         let mut rng = StdRng::seed_from_u64(step.choice);
         let mut beside = String::new();
         self.freed.clear();
         if let Some(kind) = step.beside {
-            match self.begin(cluster, kind, until, &mut rng).await? {
+            match self.begin(cluster, kind, &mut effect, &mut rng).await? {
                 Injected::Installed(what) => beside = format!("; beside it {}: {what}", kind.name()),
                 Injected::Skipped(why) => beside = format!("; not beside it {}: {why}", kind.name()),
                 wrong @ Injected::Wrong(_) => return Ok(wrong),
             }
         }
-        let injected = self.begin(cluster, step.kind, until, &mut rng).await?;
-        let left = until.saturating_duration_since(Instant::now());
-        if is_rule(step.kind) && !left.is_zero() {
-            in_force();
-        }
-        Ok(match injected {
+        Ok(match self.begin(cluster, step.kind, &mut effect, &mut rng).await? {
             Injected::Installed(what) => {
-                sleep(left).await;
+                sleep(effect.until().saturating_duration_since(Instant::now())).await;
                 Injected::Installed(what + &beside)
             }
             other @ (Injected::Skipped(_) | Injected::Wrong(_)) => other,
@@ -134,8 +152,14 @@ impl Nemesis {
     }
 
     /// [`Self::do_one`], where a failure that comes of an instance which ended by itself is what that instance did.
-    async fn begin(&mut self, cluster: &mut Cluster, kind: Kind, until: Instant, rng: &mut StdRng) -> Result<Injected> {
-        match self.do_one(cluster, kind, until, rng).await {
+    async fn begin(
+        &mut self,
+        cluster: &mut Cluster,
+        kind: Kind,
+        effect: &mut Effect<'_>,
+        rng: &mut StdRng,
+    ) -> Result<Injected> {
+        match self.do_one(cluster, kind, effect, rng).await {
             Ok(injected) => Ok(injected),
             Err(error) => match self.ended(cluster)?.as_slice() {
                 [] => Err(error),
@@ -144,11 +168,16 @@ impl Nemesis {
         }
     }
 
-    async fn do_one(&mut self, cluster: &mut Cluster, kind: Kind, until: Instant, rng: &mut StdRng) -> Result<Injected> {
+    async fn do_one(
+        &mut self,
+        cluster: &mut Cluster,
+        kind: Kind,
+        effect: &mut Effect<'_>,
+        rng: &mut StdRng,
+    ) -> Result<Injected> {
         let count = cluster.len();
-        let alone = [Kind::KillOne, Kind::KillAll, Kind::PauseOne, Kind::PowerCutOne, Kind::PowerCutAll];
-        if count < 2 && !alone.contains(&kind) {
-            return Ok(Injected::Skipped("there is one instance only".to_owned()));
+        if count < kind.least_instances() {
+            return Ok(Injected::Skipped(format!("it needs {} instances", kind.least_instances())));
         }
         let chosen = rng.random_range(0..count);
         let leader = [Kind::KillLeader, Kind::PauseLeader, Kind::IsolateLeader, Kind::Flap];
@@ -162,60 +191,76 @@ impl Nemesis {
         };
         let done = match kind {
             Kind::KillOne | Kind::KillLeader => {
-                cluster.instance(target).process.kill()?;
+                kill(cluster, &[target], effect)?;
                 name(cluster, target)
             }
-            Kind::KillMajority => kill_majority(cluster, target)?,
+            Kind::KillMajority => {
+                // From one on: what they do last must not depend on who dies first.
+                let killed: Vec<usize> = (0..count / 2 + 1).map(|offset| (target + offset) % count).collect();
+                kill(cluster, &killed, effect)?;
+                format!("{} of {count}, from {} on", killed.len(), name(cluster, target))
+            }
             Kind::KillAll => {
-                cluster.kill_all()?;
+                kill(cluster, &(0..count).collect::<Vec<_>>(), effect)?;
                 "all".to_owned()
             }
             Kind::PauseOne | Kind::PauseLeader => {
                 cluster.instance(target).process.pause()?;
+                effect.begins();
                 name(cluster, target)
             }
             Kind::IsolateOne | Kind::IsolateLeader => {
                 cluster.network()?.isolate(target)?;
+                effect.begins();
                 name(cluster, target)
             }
             Kind::Halves => {
                 let minority: Vec<usize> = (0..(count - 1) / 2).map(|offset| (target + offset) % count).collect();
                 cluster.network()?.cut_all(&between(&minority, count))?;
+                effect.begins();
                 format!("{} of {count}, from {} on", minority.len(), name(cluster, target))
             }
             Kind::Ring => {
                 cluster.network()?.cut_all(&ring(count, target))?;
+                effect.begins();
                 format!("around {}", name(cluster, target))
             }
             Kind::Link => {
                 let next = (target + 1) % count;
                 cluster.network()?.cut(target, next)?;
+                effect.begins();
                 format!("{} and {}", name(cluster, target), name(cluster, next))
             }
             Kind::Mute | Kind::Deaf => {
                 let others = (0..count).filter(|other| *other != target);
                 let pair = |other| if kind == Kind::Mute { (target, other) } else { (other, target) };
                 cluster.network()?.cut_all(&others.map(pair).collect::<Vec<_>>())?;
+                effect.begins();
                 name(cluster, target)
             }
             Kind::CutClients => {
                 cluster.network()?.cut_clients(target)?;
+                effect.begins();
                 name(cluster, target)
             }
-            Kind::Slow | Kind::Rough => reshape(cluster, kind, rng)?,
-            Kind::Flap => flap(cluster, target, until).await?,
-            Kind::RollingRestart => return rolling_restart(cluster, target).await,
-            Kind::MoveLeadership => return move_leadership(cluster, target, until).await,
+            Kind::Slow | Kind::Rough => {
+                let how = reshape(cluster, kind, rng)?;
+                effect.begins();
+                how
+            }
+            Kind::Flap => flap(cluster, target, effect).await?,
+            Kind::RollingRestart => return rolling_restart(cluster, target, effect).await,
+            Kind::MoveLeadership => return move_leadership(cluster, target, effect).await,
             Kind::WipeOne => {
-                cluster.instance(target).process.kill()?;
+                kill(cluster, &[target], effect)?;
                 if let Some(wrong) = begin_anew(cluster, target).await? {
                     return Ok(wrong);
                 }
                 name(cluster, target)
             }
-            Kind::ReplaceOne => return replace(cluster, target).await,
+            Kind::ReplaceOne => return replace(cluster, target, effect).await,
             Kind::TornLog => {
-                cluster.instance(target).process.kill()?;
+                kill(cluster, &[target], effect)?;
                 let what = cluster.tear_unsynced(target, rng).await?;
                 cluster.start_one(target)?;
                 if let Err(error) = cluster.instance(target).wait_ready(RESTART).await {
@@ -224,7 +269,7 @@ impl Nemesis {
                 what
             }
             Kind::DamagedLog => {
-                cluster.instance(target).process.kill()?;
+                kill(cluster, &[target], effect)?;
                 let what = cluster.damage_synced(target, rng).await?;
                 cluster.start_one(target)?;
                 // Ready, it would serve what it has; so whichever comes first counts.
@@ -259,15 +304,18 @@ impl Nemesis {
                 let seconds = rng.random_range(JUMP_SECONDS) * if rng.random() { 1 } else { -1 };
                 self.jumped.push(target);
                 cluster.instance(target).clock()?.jump(seconds)?;
+                effect.begins();
                 format!("{} by {seconds} s", name(cluster, target))
             }
             Kind::SlowFsync => {
                 let delay = Duration::from_millis(rng.random_range(SLOW_SYNC_MS));
                 self.syncs.push(cluster.slow_fsync(target, delay).await?);
+                effect.begins();
                 format!("{} by {delay:?}", name(cluster, target))
             }
             Kind::FailingFsync => {
                 self.syncs.push(cluster.failing_fsync(target).await?);
+                effect.begins();
                 let id = name(cluster, target);
                 let said = match cluster.instance(target).process.wait_exit(RESTART).await {
                     Ok(status) if status.code() == Some(STOPPED) => return Ok(Injected::Installed(id)),
@@ -277,16 +325,17 @@ impl Nemesis {
                 return Ok(Injected::Wrong(format!("the syncs of {id} fail: {said}")));
             }
             Kind::PowerCutOne => {
-                cluster.power_cut(&[target]).await?;
+                power_cut(cluster, &[target], effect).await?;
                 name(cluster, target)
             }
             Kind::PowerCutAll => {
-                cluster.power_cut(&(0..count).collect::<Vec<_>>()).await?;
+                power_cut(cluster, &(0..count).collect::<Vec<_>>(), effect).await?;
                 "all".to_owned()
             }
             Kind::FullDisk => {
                 self.full.push(target);
                 cluster.fill_disk(target, 0).await?;
+                effect.begins();
                 name(cluster, target)
             }
         };
@@ -294,38 +343,24 @@ impl Nemesis {
     }
 }
 
-/// Whether it is made of rules for links, which take a while to be loaded.
-fn is_rule(kind: Kind) -> bool {
-    [
-        Kind::IsolateOne,
-        Kind::IsolateLeader,
-        Kind::Halves,
-        Kind::Ring,
-        Kind::Link,
-        Kind::Mute,
-        Kind::Deaf,
-        Kind::CutClients,
-        Kind::Slow,
-        Kind::Rough,
-    ]
-    .contains(&kind)
+async fn power_cut(cluster: &mut Cluster, indexes: &[usize], effect: &mut Effect<'_>) -> Result<()> {
+    cluster.cut_power(indexes).await?;
+    effect.begins();
+    cluster.restore_power(indexes).await
 }
 
 fn name(cluster: &Cluster, index: usize) -> String {
     cluster.instances()[index].id.to_string()
 }
 
-/// A majority, from one on: what they do last must not depend on who dies first.
-fn kill_majority(cluster: &mut Cluster, first: usize) -> Result<String> {
-    let count = cluster.len();
-    let killed: Vec<usize> = (0..count / 2 + 1).map(|offset| (first + offset) % count).collect();
-    for index in &killed {
-        cluster.instance(*index).process.send_kill()?;
-    }
-    for index in &killed {
+/// SIGKILL to all of them before any is waited for.
+fn kill(cluster: &mut Cluster, indexes: &[usize], effect: &mut Effect<'_>) -> Result<()> {
+    let sent: Vec<Result<()>> = indexes.iter().map(|index| cluster.instance(*index).process.send_kill()).collect();
+    effect.begins();
+    for index in indexes {
         cluster.instance(*index).process.reap()?;
     }
-    Ok(format!("{} of {count}, from {} on", killed.len(), name(cluster, first)))
+    sent.into_iter().collect()
 }
 
 /// Every directed link between one of `inside` and one that is not.
@@ -374,23 +409,31 @@ fn reshape(cluster: &Cluster, kind: Kind, rng: &mut StdRng) -> Result<String> {
     Ok(text)
 }
 
-async fn flap(cluster: &Cluster, target: usize, until: Instant) -> Result<String> {
+async fn flap(cluster: &Cluster, target: usize, effect: &mut Effect<'_>) -> Result<String> {
     let mut times = 0;
-    while Instant::now() < until {
+    loop {
         cluster.network()?.isolate(target)?;
+        if times == 0 {
+            effect.begins();
+        }
         sleep(FLAP).await;
         cluster.network()?.heal()?;
         sleep(FLAP).await;
         times += 1;
+        if Instant::now() >= effect.until() {
+            return Ok(format!("{}, {times} times", name(cluster, target)));
+        }
     }
-    Ok(format!("{}, {times} times", name(cluster, target)))
 }
 
-async fn rolling_restart(cluster: &mut Cluster, first: usize) -> Result<Injected> {
+async fn rolling_restart(cluster: &mut Cluster, first: usize, effect: &mut Effect<'_>) -> Result<Injected> {
     let count = cluster.len();
     for offset in 0..count {
         let index = (first + offset) % count;
         cluster.instance(index).process.terminate()?;
+        if offset == 0 {
+            effect.begins();
+        }
         let instance = cluster.instance(index);
         match instance.process.wait_exit(RESTART).await {
             Ok(status) if status.success() => {}
@@ -405,9 +448,11 @@ async fn rolling_restart(cluster: &mut Cluster, first: usize) -> Result<Injected
     Ok(Injected::Installed(format!("all, from {} on", name(cluster, first))))
 }
 
-async fn move_leadership(cluster: &Cluster, first: usize, until: Instant) -> Result<Injected> {
+async fn move_leadership(cluster: &Cluster, first: usize, effect: &mut Effect<'_>) -> Result<Injected> {
     let (mut moves, mut to) = (0, first);
-    while Instant::now() < until {
+    // The effect is over when it is told of.
+    effect.begins();
+    loop {
         let id = name(cluster, to);
         for instance in cluster.instances() {
             if let Reply::Ok(_) = instance.client().transfer_leader(&id).await {
@@ -417,6 +462,9 @@ async fn move_leadership(cluster: &Cluster, first: usize, until: Instant) -> Res
         }
         to = (to + 1) % cluster.len();
         sleep(MOVE).await;
+        if Instant::now() >= effect.until() {
+            break;
+        }
     }
     if moves == 0 {
         return Ok(Injected::Skipped("no instance took the leadership".to_owned()));
@@ -425,8 +473,9 @@ async fn move_leadership(cluster: &Cluster, first: usize, until: Instant) -> Res
 }
 
 /// Removes the instance from the cluster; it ends by itself, and an empty one joins in its place.
-async fn replace(cluster: &mut Cluster, target: usize) -> Result<Injected> {
+async fn replace(cluster: &mut Cluster, target: usize, effect: &mut Effect<'_>) -> Result<Injected> {
     let id = name(cluster, target);
+    effect.begins();
     let by = (target + 1) % cluster.len();
     match cluster.instance(by).client().with_timeout(RESTART).remove(&id).await {
         Reply::Ok(_) => {}
@@ -525,6 +574,45 @@ mod tests {
         let injected = nemesis.inject(&mut cluster, &step, || ()).await.unwrap();
         let Injected::Wrong(message) = injected else { panic!("{injected:?}") };
         assert!(message.starts_with("node-2 ended by itself (exit status: 70)"), "{message}");
+    }
+
+    #[tokio::test]
+    async fn a_fault_is_in_force_once_it_was_done_and_lasts_from_then_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut cluster, mut nemesis) = (three(directory.path()).await, Nemesis::default());
+        for kind in [Kind::KillOne, Kind::KillMajority, Kind::KillAll, Kind::PauseOne, Kind::IsolateOne, Kind::Slow] {
+            let step = Step { quiet_ms: 0, kind, lasts_ms: 50, beside: None, choice: 1 };
+            let mut begun = None;
+            let injected = nemesis.inject(&mut cluster, &step, || begun = Some(Instant::now())).await.unwrap();
+            assert!(matches!(injected, Injected::Installed(_)), "{injected:?}");
+            assert!(begun.unwrap().elapsed() >= step.lasts(), "{kind:?}");
+            nemesis.heal(&mut cluster).await.unwrap();
+        }
+        let step = Step { quiet_ms: 0, kind: Kind::Halves, lasts_ms: 50, beside: Some(Kind::Slow), choice: 1 };
+        let mut begun = 0;
+        nemesis.inject(&mut cluster, &step, || begun += 1).await.unwrap();
+        assert_eq!(begun, 2, "the one beside it, and itself");
+    }
+
+    #[tokio::test]
+    async fn of_two_instances_none_can_be_cut_off_as_a_minority_and_that_is_no_fault() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut cluster = Cluster::prepare(Options::new(stand_in(directory.path(), ENDS), 2).proxied()).await.unwrap();
+        for kind in [Kind::Halves, Kind::Ring] {
+            let step = Step { quiet_ms: 0, kind, lasts_ms: 0, beside: None, choice: 1 };
+            let injected = Nemesis::default().inject(&mut cluster, &step, || panic!("nothing was done")).await.unwrap();
+            assert_eq!(injected, Injected::Skipped("it needs 3 instances".to_owned()));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_link_that_flaps_is_cut_once_at_least() {
+        let directory = tempfile::tempdir().unwrap();
+        let cluster = three(directory.path()).await;
+        let mut begun = 0;
+        let mut effect = Effect { in_force: &mut || begun += 1, since: Instant::now(), lasts: Duration::ZERO };
+        assert_eq!(flap(&cluster, 0, &mut effect).await.unwrap(), "node-1, 1 times");
+        assert_eq!(begun, 1);
     }
 
     #[test]

@@ -177,6 +177,37 @@ impl Kind {
         }
     }
 
+    /// How many instances there must be at least, so that it does anything.
+    pub fn least_instances(self) -> usize {
+        match self {
+            Self::KillOne | Self::KillAll | Self::PauseOne | Self::PowerCutOne | Self::PowerCutAll => 1,
+            // A minority is somebody, and is cut off from more.
+            Self::Halves | Self::Ring => 3,
+            Self::KillLeader
+            | Self::KillMajority
+            | Self::PauseLeader
+            | Self::IsolateOne
+            | Self::IsolateLeader
+            | Self::Link
+            | Self::Mute
+            | Self::Deaf
+            | Self::Flap
+            | Self::Slow
+            | Self::RollingRestart
+            | Self::MoveLeadership
+            | Self::WipeOne
+            | Self::ReplaceOne
+            | Self::TornLog
+            | Self::DamagedLog
+            | Self::ClockJump
+            | Self::SlowFsync
+            | Self::FailingFsync
+            | Self::FullDisk
+            | Self::CutClients
+            | Self::Rough => 2,
+        }
+    }
+
     /// Whether it may be done beside another one: it takes no instance away.
     pub fn is_background(self) -> bool {
         matches!(self, Self::Slow | Self::Rough | Self::SlowFsync | Self::ClockJump)

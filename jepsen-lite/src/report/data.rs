@@ -259,6 +259,7 @@ pub fn unjudged(plan: Plan, history: &[Event]) -> Verdict {
         plan,
         checks: Vec::new(),
         problems: vec!["the run was ended before it was judged: it has no verdict.json".to_owned()],
+        unjudged: Vec::new(),
         alarms: Vec::new(),
         rerun: String::new(),
     }

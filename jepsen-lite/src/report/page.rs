@@ -235,7 +235,9 @@ pub(super) fn summary(runs: &[(String, Verdict)], notes: &[String]) -> String {
     let seconds: f64 = verdicts().map(|verdict| verdict.seconds).sum();
     let found = anomalies(verdicts());
     let title = format!("{}: {} failed", counted(runs.len(), "run", "runs"), count(Outcome::Failed));
-    let worst = super::worst(verdicts().map(|verdict| verdict.outcome));
+    // A run that cannot be read is no pass.
+    let unreadable = notes.iter().map(|_| Outcome::Inconclusive);
+    let worst = super::worst(verdicts().map(|verdict| verdict.outcome).chain(unreadable));
     let body = html! {
         header class=(word(worst)) {
             h1 { (counted(runs.len(), "run", "runs")) }

@@ -57,6 +57,7 @@ pub(super) fn sample(seed: u64, seconds: u64, per_second: f64) -> (Verdict, Vec<
             Check { checker: "single-owner".into(), decided: true, figures: json!({"owners": 27}), found: Vec::new() },
         ],
         problems: Vec::new(),
+        unjudged: Vec::new(),
         alarms: Vec::new(),
         rerun: format!(
             "cargo jepsen run --openclaw target/release/openclaw --workload append,telegram --time-limit {seconds} --instances 3 --clients 8 --pause-ms 10 --seed {seed}"

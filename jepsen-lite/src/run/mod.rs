@@ -10,6 +10,7 @@ mod watch;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -19,7 +20,7 @@ use crate::checkers::{Check, Found, leases};
 use crate::client::{Client, Protocol, Reply};
 use crate::clock::Skew;
 use crate::cluster::{self, Cluster, Names};
-use crate::history::{self, Event, Phase};
+use crate::history::{self, Event, Phase, Recorder};
 use crate::nemesis::Needs;
 use crate::nemesis::inject::{Injected, Nemesis};
 use crate::nemesis::schedule::Step;
@@ -27,7 +28,7 @@ use crate::workloads::Shared;
 use crate::workloads::probe::Broken;
 
 use plan::Plan;
-use stage::Stage;
+use stage::{Said, Stage};
 use verdict::{Counts, Fault, Outcome, Verdict, count};
 use watch::Watch;
 
@@ -46,6 +47,7 @@ const POLL: Duration = Duration::from_millis(50);
 const DISK: u64 = 256 << 20;
 
 const PLAN: &str = "plan.json";
+const HISTORY: &str = "history.jsonl";
 
 /// Where a run happens.
 #[derive(Debug, Clone)]
@@ -75,14 +77,39 @@ pub async fn execute(plan: &Plan, place: &Place, rerun: String) -> Result<Done> 
     let names = Names::default();
     let stage = Stage::set(&plan.workloads, &names).await?;
     let mut cluster = start(plan, place, &stage, &names).await?;
-    let done = conduct(plan, place, &stage, &mut cluster, rerun).await;
-    done.inspect_err(|_| cluster.keep())
-}
-
-async fn conduct(plan: &Plan, place: &Place, stage: &Stage, cluster: &mut Cluster, rerun: String) -> Result<Done> {
-    let (shared, broken) = (Shared::default(), Broken::default());
     let directory = cluster.directory().context("no directory")?.to_owned();
     write(&directory.join(PLAN), plan)?;
+    let recorder = Arc::new(Recorder::writing(&directory.join(HISTORY))?);
+    // Also when this future is dropped before it ends.
+    cluster.keep();
+    let written = Written(Arc::clone(&recorder));
+    let shared = Shared { recorder, ..Shared::default() };
+    let done = conduct(plan, place, &stage, &mut cluster, shared, rerun).await;
+    drop(written);
+    done
+}
+
+/// However a run ends, what its clients saw until then is in its folder.
+struct Written(Arc<Recorder>);
+
+impl Drop for Written {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.close() {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+async fn conduct(
+    plan: &Plan,
+    place: &Place,
+    stage: &Stage,
+    cluster: &mut Cluster,
+    shared: Shared,
+    rerun: String,
+) -> Result<Done> {
+    let broken = Broken::default();
+    let directory = cluster.directory().context("no directory")?.to_owned();
     let begin = Instant::now();
     let clients = cluster.clients(Protocol::Http1, Duration::from_secs(10));
     let ids: Vec<String> = cluster.instances().iter().map(|instance| instance.id.to_string()).collect();
@@ -102,15 +129,14 @@ async fn conduct(plan: &Plan, place: &Place, stage: &Stage, cluster: &mut Cluste
     let seconds = begin.elapsed().as_secs_f64();
     let settled = run.settle().await;
     if let Err(error) = &settled {
-        // Nothing that needs an answer can be judged any more.
         run.not_ready("in the end", error)?;
     }
     run.look_for_ended("in the end")?;
     let Run { mut problems, mut wrong, healed, nemesis, .. } = run;
-    let mut checks = Vec::new();
-    if settled.is_ok() {
-        checks.extend(cast.judge(cluster.instances(), &healed).await?.checks);
-        checks.push(converged(&ids, &clients).await);
+    let Said { mut checks, mut unjudged } = cast.judge(cluster.instances(), &healed, settled.is_ok()).await;
+    match settled {
+        Ok(()) => checks.push(converged(&ids, &clients).await),
+        Err(_) => unjudged.push("the cluster did not settle: what is there in the end was not looked at".to_owned()),
     }
     let told = watch.stop().await?;
     if stage.has_accounts() {
@@ -124,16 +150,20 @@ async fn conduct(plan: &Plan, place: &Place, stage: &Stage, cluster: &mut Cluste
     let broken = !alarms.is_empty() || !problems.is_empty() || checks.iter().any(|check| !check.found.is_empty());
     let outcome = match broken {
         true => Outcome::Failed,
-        false if lacks.is_empty() && checks.iter().all(Check::passed) => Outcome::Passed,
+        false if lacks.is_empty() && unjudged.is_empty() && checks.iter().all(Check::passed) => Outcome::Passed,
         false => Outcome::Inconclusive,
     };
     problems.extend(lacks);
-    let verdict = Verdict { outcome, plan: plan.clone(), seconds, faults, operations, checks, problems, alarms, rerun };
-    if outcome != Outcome::Passed {
-        cluster.keep();
-    }
-    history::save(&directory.join("history.jsonl"), &events)?;
+    problems.extend(unjudged.clone());
+    let plan = plan.clone();
+    let verdict = Verdict { outcome, plan, seconds, faults, operations, checks, problems, unjudged, alarms, rerun };
+    // Operations that the record of somebody else has are among them now, and all are in order.
+    shared.recorder.close()?;
+    history::save(&directory.join(HISTORY), &events)?;
     write(&directory.join("verdict.json"), &verdict)?;
+    if outcome == Outcome::Passed {
+        cluster.discard();
+    }
     let stays = place.directory.is_some() || outcome != Outcome::Passed;
     Ok(Done { verdict, history: events, directory: stays.then_some(directory) })
 }
@@ -252,14 +282,18 @@ impl Run<'_> {
         self.look_for_ended(&format!("before fault {number} ({kind})"))?;
         self.cluster.start_all()?;
         recorder.fault(number, &kind, Phase::Begin, "");
-        let mut begun = progress.mark();
-        self.broken.set(Some(begun));
-        // Rules take a while to be loaded, and what is written meanwhile is no recovery.
-        let injected = self.nemesis.inject(self.cluster, step, || begun = progress.mark()).await?;
+        // Leaders are looked for, tracers attach and rules are loaded, and what is written meanwhile was not kept up by anything.
+        let mut begun = None;
+        let in_force = || {
+            let now = progress.mark();
+            self.broken.set(Some(now));
+            begun = Some(now);
+        };
+        let injected = self.nemesis.inject(self.cluster, step, in_force).await?;
         let during = tokio::time::timeout(Duration::ZERO, progress.first_after_mark()).await.ok();
-        let healed = progress.mark();
         let ended = self.nemesis.heal(self.cluster).await?;
         self.wrong.extend(ended.into_iter().map(|ended| format!("in fault {number} ({kind}): {ended}")));
+        let healed = progress.mark();
         self.broken.set(None);
         let (detail, installed) = match injected {
             Injected::Installed(what) => (what, true),
@@ -278,7 +312,8 @@ impl Run<'_> {
             self.healed.push(Instant::now());
         }
         let ms = |since: Instant, until: Instant| until.saturating_duration_since(since).as_secs_f64() * 1000.0;
-        let write_after_ms = during.filter(|_| step.kind.leaves_a_majority()).map(|at| ms(begun, at));
+        let write_after_ms =
+            begun.zip(during).filter(|_| step.kind.leaves_a_majority()).map(|(begun, at)| ms(begun, at));
         Ok(Fault { number, kind, detail, installed, write_after_ms, recovery_ms: again.map(|at| ms(healed, at)) })
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use openclaw_config::session::DmScope;
 use serde_json::{Map, Value, json};
 
@@ -126,7 +126,8 @@ impl Stage {
                 Workload::Telegram | Workload::Discord => {}
             }
         }
-        cast.probes = Some(probe::Load::start(&run, instances, clients, broken, shared)?);
+        let alone = self.workloads.iter().all(|workload| !workload.writes());
+        cast.probes = Some(probe::Load::start(&run, instances, clients, broken, alone, shared)?);
         Ok(cast)
     }
 }
@@ -142,30 +143,53 @@ pub(super) struct Cast {
 }
 
 impl Cast {
-    /// What they found; everything was healed at the moments in `healed`.
-    pub(super) async fn judge(self, instances: &[Instance], healed: &[Instant]) -> Result<Judged> {
-        let mut checks: Vec<Check> = Vec::new();
+    /// What they found; everything was healed at the moments in `healed`. Each is judged, whatever became of the others. If the
+    /// cluster has not `settled`, only by what needs no answer of it any more.
+    pub(super) async fn judge(self, instances: &[Instance], healed: &[Instant], settled: bool) -> Said {
+        let mut said = Said::default();
         let stops = stops(instances);
         let names: Vec<String> = instances.iter().map(|instance| instance.id.to_string()).collect();
+        let one = |check: Result<Check>| check.map(|check| vec![check]);
+        let all = |judged: Result<Judged>| judged.map(|judged| judged.checks);
         if let Some(load) = self.append {
-            checks.push(load.judge_all().await.context("judge append")?);
+            let check = if settled { load.judge_all().await } else { load.judge_history().await };
+            said.take("append", one(check));
         }
         if let Some(load) = self.register {
-            checks.push(load.judge().await.context("judge register")?);
+            let check = if settled { load.judge().await } else { load.judge_history().await };
+            said.take("register", one(check));
         }
         if let Some(load) = self.turns {
-            checks.extend(load.judge().await.context("judge turns")?.checks);
+            let checks = if settled { all(load.judge().await) } else { one(load.judge_history().await) };
+            said.take("turns", checks);
         }
         if let Some(load) = self.telegram {
-            checks.extend(load.judge(&names, &stops, healed, UNOWNED).await.context("judge telegram")?.checks);
+            said.take("telegram", all(load.judge(&names, &stops, healed, UNOWNED, settled).await));
         }
         if let Some(load) = self.discord {
-            checks.extend(load.judge(&names, &stops, healed, UNOWNED).await.context("judge discord")?.checks);
+            said.take("discord", all(load.judge(&names, &stops, healed, UNOWNED, settled).await));
         }
         if let Some(load) = self.probes {
-            checks.extend(load.judge(BOUNDS).await.context("judge probes")?.checks);
+            said.take("probes", all(load.judge(BOUNDS).await));
         }
-        Ok(Judged { checks })
+        said
+    }
+}
+
+/// What the checkers of all workloads said.
+#[derive(Debug, Default)]
+pub(super) struct Said {
+    pub(super) checks: Vec<Check>,
+    /// Which could not be judged, and why: the harness itself failed there.
+    pub(super) unjudged: Vec<String>,
+}
+
+impl Said {
+    fn take(&mut self, of: &str, checks: Result<Vec<Check>>) {
+        match checks {
+            Ok(checks) => self.checks.extend(checks),
+            Err(error) => self.unjudged.push(format!("{of} was not judged: {error:#}")),
+        }
     }
 }
 
@@ -176,4 +200,19 @@ fn stops(instances: &[Instance]) -> Vec<Stop> {
         instance.process.lifeline().pauses().into_iter().map(move |from| Stop { who: who.clone(), from })
     };
     instances.iter().flat_map(of).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_judged_is_told_and_takes_nothing_else_with_it() {
+        let mut said = Said::default();
+        let check = Check { checker: "any".into(), decided: true, figures: Value::Null, found: Vec::new() };
+        said.take("append", Err(anyhow::anyhow!("a client panicked")));
+        said.take("turns", Ok(vec![check]));
+        assert_eq!(said.unjudged, ["append was not judged: a client panicked"]);
+        assert_eq!(said.checks.len(), 1);
+    }
 }

@@ -22,6 +22,9 @@ pub struct Verdict {
     pub checks: Vec<Check>,
     /// What was wrong beside the checks: a fault that never happened, too few operations, a cluster that did not come back in time.
     pub problems: Vec<String>,
+    /// Which workloads were not judged, or not by what is there in the end; it is among the problems too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unjudged: Vec<String>,
     /// Lines of the instances' logs that tell of a panic.
     pub alarms: Vec<String>,
     /// The command that does the same again.
@@ -45,11 +48,12 @@ const LATE: [&str; 2] = ["hung", "unowned"];
 impl Verdict {
     /// Whether something was found, and all of it may come from a machine that is too slow: what was late, and problems, which
     /// are waits that ended. Never so what must not be however slow a machine is: anything lost, doubled, stale or out of order,
-    /// and an instance that ends or starts as it must not.
+    /// and an instance that ends or starts as it must not. Nor when something was not judged, which might have been found in it.
     pub fn is_late_alone(&self) -> bool {
         let mut found = self.checks.iter().flat_map(|check| &check.found);
         self.outcome == Outcome::Failed
             && self.alarms.is_empty()
+            && self.unjudged.is_empty()
             && found.all(|one| LATE.contains(&one.anomaly.as_str()))
     }
 }

@@ -129,8 +129,7 @@ impl Load {
             let name = session.to_string();
             for (index, client) in self.clients.iter().enumerate() {
                 let instance = format!("instance {index}");
-                let unreadable =
-                    |why| Anomaly::Unreadable { session: name.clone(), instance: instance.clone(), why };
+                let unreadable = |why| Anomaly::Unreadable { session: name.clone(), instance: instance.clone(), why };
                 let Transcript { entries, cut } = match client.transcript_until(&session, deadline).await {
                     Ok(transcript) => transcript,
                     Err(why) => {

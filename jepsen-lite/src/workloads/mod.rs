@@ -42,6 +42,14 @@ impl Workload {
         names::name(&self)
     }
 
+    /// Whether its clients tell of each write that is acknowledged; a bot's people write to a platform.
+    pub fn writes(self) -> bool {
+        match self {
+            Self::Append | Self::Register | Self::Turns => true,
+            Self::Telegram | Self::Discord => false,
+        }
+    }
+
     /// The operations, as the history names them, without which it did nothing.
     pub fn operations(self) -> &'static [&'static str] {
         match self {

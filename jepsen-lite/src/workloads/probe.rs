@@ -40,7 +40,8 @@ pub struct Load {
 }
 
 impl Load {
-    /// Begins to ask each of `instances`, by the client beside it.
+    /// Begins to ask each of `instances`, by the client beside it. If they write `alone`, in a run of bots, whoever breaks things
+    /// waits for their acknowledgements; beside others they would blur how soon those get theirs.
     ///
     /// # Errors
     /// When the run's name does not fit into a session key.
@@ -49,6 +50,7 @@ impl Load {
         instances: &[Instance],
         clients: &[Client],
         broken: &Broken,
+        alone: bool,
         shared: &Shared,
     ) -> Result<Self> {
         let mut tasks = JoinSet::new();
@@ -61,6 +63,7 @@ impl Load {
                 client: client.with_timeout(PATIENCE),
                 lifeline: instance.process.lifeline().clone(),
                 broken: broken.clone(),
+                alone,
                 shared: shared.clone(),
             };
             tasks.spawn(prober.run());
@@ -89,6 +92,7 @@ struct Prober {
     client: Client,
     lifeline: Lifeline,
     broken: Broken,
+    alone: bool,
     shared: Shared,
 }
 
@@ -117,6 +121,9 @@ impl Prober {
         let answered = Instant::now();
         let refused = matches!(reply, Reply::Failed(Failure { status: Some(503), .. }));
         let attempts = 1;
+        if self.alone && matches!(reply, Reply::Ok(_)) {
+            self.shared.progress.acknowledge(sent);
+        }
         self.shared.recorder.note(match reply {
             Reply::Ok(value) => What::Ok { op, attempts, answer: Answer::Appended(value) },
             Reply::Failed(failure) => What::Fail { op, attempts, message: failure.message },
@@ -126,5 +133,33 @@ impl Prober {
         let into_fault = since.filter(|_| self.broken.since() == since).map(|since| sent - since);
         let (instance, took) = (self.name.clone(), answered - sent);
         Ok(self.lifeline.was_up(sent, answered).then_some(Probe { op, instance, took, into_fault, refused }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::Protocol;
+    use crate::mock_gateway::{Fake, Mischief};
+
+    #[tokio::test]
+    async fn only_where_nobody_else_writes_a_probe_tells_that_a_write_was_acknowledged() {
+        let fake = Fake::start(Mischief::None).await;
+        for (alone, acknowledged) in [(true, 1), (false, 0)] {
+            let shared = Shared::default();
+            let prober = Prober {
+                process: 0,
+                instance: 0,
+                name: "node-1".into(),
+                session: SessionKey::parse("probe").unwrap(),
+                client: Client::new(fake.address(), Protocol::Http1, PATIENCE),
+                lifeline: Lifeline::default(),
+                broken: Broken::default(),
+                alone,
+                shared: shared.clone(),
+            };
+            prober.probe(u64::from(alone)).await.unwrap();
+            assert_eq!(shared.progress.acknowledged(), acknowledged, "alone: {alone}");
+        }
     }
 }

@@ -16,7 +16,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::task::JoinSet;
 
-use crate::checkers::{Check, register};
+use crate::checkers::{Check, Found, register};
 use crate::client::{At, Client, Failure, Reply};
 use crate::history::{Answer, Call, Recorder, What};
 use crate::workloads::Shared;
@@ -177,26 +177,34 @@ impl Load {
     }
 
     /// Waits until every client has ended, then reads every session from every instance, into the same history: what
-    /// was lost since shows there.
+    /// was lost since shows there. Returns what could not be read, though it was tried until the deadline of all.
     ///
     /// # Errors
-    /// When a client failed for a reason of its own, or a session cannot be read.
-    pub async fn finish(mut self) -> Result<()> {
-        while let Some(ended) = self.tasks.join_next().await {
-            ended.context("a client panicked")??;
-        }
+    /// When a client failed for a reason of its own.
+    async fn finish(mut self) -> Result<Vec<Found>> {
+        self.ended().await?;
         let sessions = std::mem::take(&mut *self.sessions.lock().unwrap_or_else(PoisonError::into_inner));
         let process = self.shared.recorder.process();
+        let deadline = Instant::now() + self.options.give_up;
+        let mut unread = Vec::new();
         for session in &sessions {
             for (instance, client) in self.clients.iter().enumerate() {
-                let deadline = Instant::now() + self.options.give_up;
                 while !get(client, session, instance, process, &self.shared.recorder).await {
                     if Instant::now() >= deadline {
-                        bail!("{session} could not be read from instance {instance} within {:?}", self.options.give_up);
+                        let message = format!("{session} could not be read from instance {instance} in the end");
+                        unread.push(Found { anomaly: "unreadable".to_owned(), message, ops: Vec::new() });
+                        break;
                     }
                     tokio::time::sleep(PAUSE).await;
                 }
             }
+        }
+        Ok(unread)
+    }
+
+    async fn ended(&mut self) -> Result<()> {
+        while let Some(ended) = self.tasks.join_next().await {
+            ended.context("a client panicked")??;
         }
         Ok(())
     }
@@ -207,8 +215,19 @@ impl Load {
     /// As [`Load::finish`].
     pub async fn judge(self) -> Result<Check> {
         let recorder = Arc::clone(&self.shared.recorder);
-        self.finish().await?;
-        Ok(register::check(&recorder.events()))
+        let unread = self.finish().await?;
+        let mut check = register::check(&recorder.events());
+        check.found.extend(unread);
+        Ok(check)
+    }
+
+    /// Judges by the history alone, when the instances cannot be asked in the end: undecided, if nothing is found.
+    ///
+    /// # Errors
+    /// When a client failed for a reason of its own.
+    pub async fn judge_history(mut self) -> Result<Check> {
+        self.ended().await?;
+        Ok(Check { decided: false, ..register::check(&self.shared.recorder.events()) })
     }
 }
 

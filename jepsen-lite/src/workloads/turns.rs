@@ -4,19 +4,20 @@
 //! The model is the one in the binary, which counts as far as it is told to, so that the right answer is known. Two people
 //! share a session, so that turns wait for each other. A message is repeated with its key until it is accepted.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use openclaw_proto::http::{ChatRequest, TurnState};
+use openclaw_proto::http::{ChatRequest, Entry, ErrorCode, Turn, TurnState};
 use openclaw_proto::ids::{IdempotencyKey, SessionKey, TurnId};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::task::JoinSet;
 
 use super::{Judged, Shared};
-use crate::checkers::Found;
 use crate::checkers::conversations::{self, Final};
-use crate::client::{Answer as Read, Client, ReadError, Reader, Reply};
+use crate::checkers::{Check, Found};
+use crate::client::{Answer as Read, Client, ReadError, Reader, Reply, Transcript};
 use crate::history::{Answer, Call, What};
 
 /// How far the model counts, and how slowly: up to about a second and a half.
@@ -69,52 +70,107 @@ impl Load {
         Ok(Self { options, clients: targets.to_vec(), shared: shared.clone(), tasks })
     }
 
-    /// Waits until every client has ended and every turn has, then judges.
+    /// Waits until every client has ended and every turn has, then judges. What cannot be read until then is an anomaly.
     ///
     /// # Errors
-    /// When a client failed for a reason of its own, or the instances do not answer.
+    /// When a client failed for a reason of its own.
     pub async fn judge(mut self) -> Result<Judged> {
+        let mut found = self.ended().await?;
+        let deadline = Instant::now() + self.options.give_up;
+        let last = self.last(deadline, &mut found).await?;
+        let mut check = conversations::check(&self.shared.recorder.events(), &last);
+        check.found.extend(found);
+        Ok(Judged { checks: vec![check] })
+    }
+
+    /// Judges by what clients were told alone, when the instances cannot be asked what is there in the end: undecided, if nothing
+    /// is found.
+    ///
+    /// # Errors
+    /// When a client failed for a reason of its own.
+    pub async fn judge_history(mut self) -> Result<Check> {
+        let found = self.ended().await?;
+        let mut check = conversations::check(&self.shared.recorder.events(), &Final::default());
+        check.found.extend(found);
+        Ok(Check { decided: false, ..check })
+    }
+
+    /// What readers saw that they must never see.
+    async fn ended(&mut self) -> Result<Vec<Found>> {
         let mut seen = Vec::new();
         while let Some(ended) = self.tasks.join_next().await {
             seen.extend(ended.context("a client panicked")??);
         }
-        let deadline = Instant::now() + self.options.give_up;
-        let last = self.last(deadline).await?;
-        let mut check = conversations::check(&self.shared.recorder.events(), &last);
-        check.found.extend(seen);
-        Ok(Judged { checks: vec![check] })
+        Ok(seen)
     }
 
     /// What is there once every turn has ended, or at the deadline.
-    async fn last(&self, deadline: Instant) -> Result<Final> {
+    async fn last(&self, deadline: Instant, found: &mut Vec<Found>) -> Result<Final> {
         let client = self.clients.first().context("no instance to ask")?;
-        let mut last = Final::default();
+        let mut transcripts = BTreeMap::new();
         for number in 0..self.options.clients.div_ceil(2) {
             let session = session(&self.options, number)?;
-            last.transcripts.insert(session.to_string(), client.transcript(&session).await?);
-        }
-        let named: Vec<String> =
-            last.transcripts.values().flatten().filter_map(|entry| entry.turn_id.clone()).collect();
-        for name in named {
-            if last.turns.contains_key(&name) {
-                continue;
+            if let Some(entries) = transcript(client, &session, deadline, found).await {
+                transcripts.insert(session.to_string(), entries);
             }
+        }
+        let named: BTreeSet<&String> =
+            transcripts.values().flatten().filter_map(|entry| entry.turn_id.as_ref()).collect();
+        let mut last = Final::default();
+        for name in named {
             let id = TurnId::parse(name.clone()).context("the turn of an entry")?;
-            let turn = loop {
-                let turn = client.turn(&id).await.ok().with_context(|| format!("read turn {id}"))?;
-                let ended = !matches!(turn.state, TurnState::Queued | TurnState::Running);
-                if ended || Instant::now() > deadline {
-                    break turn;
-                }
-                tokio::time::sleep(PAUSE).await;
-            };
-            last.turns.insert(name, turn);
+            match turn(client, &id, deadline).await {
+                Ok(turn) => drop(last.turns.insert(name.clone(), turn)),
+                Err(why) => found.push(unreadable(format!("turn {id}: {why}"))),
+            }
         }
         // Replies that came in between belong to those turns.
-        for (name, entries) in &mut last.transcripts {
-            *entries = client.transcript(&SessionKey::parse(name.clone()).context("session key")?).await?;
+        for name in transcripts.keys() {
+            let session = SessionKey::parse(name.clone()).context("session key")?;
+            if let Some(entries) = transcript(client, &session, deadline, found).await {
+                last.transcripts.insert(name.clone(), entries);
+            }
         }
         Ok(last)
+    }
+}
+
+fn unreadable(message: String) -> Found {
+    Found { anomaly: "unreadable".to_owned(), message, ops: Vec::new() }
+}
+
+async fn transcript(
+    client: &Client,
+    session: &SessionKey,
+    deadline: Instant,
+    found: &mut Vec<Found>,
+) -> Option<Vec<Entry>> {
+    match client.transcript_until(session, deadline).await {
+        Ok(Transcript { entries, cut }) => {
+            found.extend(cut.map(|cut| unreadable(format!("{session}: {cut}"))));
+            Some(entries)
+        }
+        Err(why) => {
+            found.push(unreadable(format!("{session}: {why}")));
+            None
+        }
+    }
+}
+
+/// A turn once it has ended, or as it is at the deadline.
+async fn turn(client: &Client, id: &TurnId, deadline: Instant) -> Result<Turn, String> {
+    loop {
+        let late = Instant::now() > deadline;
+        match client.turn(id).await {
+            Reply::Ok(turn) if late || !matches!(turn.state, TurnState::Queued | TurnState::Running) => {
+                return Ok(turn);
+            }
+            Reply::Failed(failure) if late || failure.code == Some(ErrorCode::NotFound) => {
+                return Err(format!("{failure:?}"));
+            }
+            Reply::Unknown(message) if late => return Err(message),
+            Reply::Ok(_) | Reply::Failed(_) | Reply::Unknown(_) => tokio::time::sleep(PAUSE).await,
+        }
     }
 }
 
@@ -261,6 +317,23 @@ mod tests {
     async fn an_answer_is_read_over_connections_that_break() {
         let Told::Answer(answer) = told(Mischief::None).await else { panic!("no answer") };
         assert!(answer.text == "one two three" && answer.reconnects > 0, "{answer:?}");
+    }
+
+    #[tokio::test]
+    async fn planted_a_turn_whose_row_is_lost_and_a_session_that_cannot_be_read() {
+        let client = async |mischief| {
+            let fake = Fake::start(mischief).await;
+            (Client::new(fake.address(), Protocol::Http1, Duration::from_secs(5)), fake)
+        };
+        let (gateway, _fake) = client(Mischief::None).await;
+        let id = TurnId::parse("0123456789abcdef0123456789abcdef").unwrap();
+        let why = turn(&gateway, &id, Instant::now() + Duration::from_secs(60)).await.unwrap_err();
+        assert!(why.contains("NotFound"), "at once, and not at the deadline: {why}");
+
+        let (gateway, _fake) = client(Mischief::BreakReads).await;
+        let (session, mut found) = (SessionKey::parse("s").unwrap(), Vec::new());
+        assert_eq!(transcript(&gateway, &session, Instant::now(), &mut found).await, None);
+        assert!(found.len() == 1 && found[0].anomaly == "unreadable", "{found:?}");
     }
 
     #[tokio::test]

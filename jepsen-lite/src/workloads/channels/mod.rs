@@ -12,7 +12,7 @@ pub use telegram::Telegram;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -153,20 +153,31 @@ impl<P: Platform> Load<P> {
     }
 
     /// Stops talking, waits for the answers, and judges: answers and owners. Processes were stopped as `stops` say, and
-    /// somebody must have listened within `bound` after each of `healed`. `names` are the instances.
+    /// somebody must have listened within `bound` after each of `healed`. `names` are the instances. If the cluster has not
+    /// `settled`, they are not asked what they hold, and answers that are missing are not judged.
     ///
     /// # Errors
-    /// When the instances do not say what they hold.
-    pub async fn judge(self, names: &[String], stops: &[Stop], healed: &[Instant], bound: Duration) -> Result<Judged> {
+    /// When whoever talks failed.
+    pub async fn judge(
+        self,
+        names: &[String],
+        stops: &[Stop],
+        healed: &[Instant],
+        bound: Duration,
+        settled: bool,
+    ) -> Result<Judged> {
         let asked = self.talk.stop().await?;
-        let verdict = judge_answers(&self.clients, &*self.platform, &asked, GIVE_UP).await?;
+        let verdict = match settled {
+            true => judge_answers(&self.clients, &*self.platform, &asked, GIVE_UP).await?,
+            false => answers::check_answers(&asked, &self.platform.answered()),
+        };
         let until = Instant::now();
         let answered = self.platform.answered();
         remember(&self.shared, &self.platform.account(), &asked, &answered);
         let found = |anomaly: &str, message: String| Found { anomaly: anomaly.to_owned(), message, ops: Vec::new() };
         let answers = Check {
             checker: format!("{} answers", P::NAME),
-            decided: true,
+            decided: settled,
             figures: json!(verdict),
             found: verdict.anomalies.iter().map(|message| found("answers", message.clone())).collect(),
         };
@@ -218,31 +229,43 @@ fn remember(shared: &Shared, account: &str, asked: &[Asked], answered: &[Answere
 }
 
 /// Messages that the gateway lists as not sent.
-async fn unsent(client: &Client, account: &str) -> Result<Unsent> {
+async fn unsent(client: &Client, account: &str) -> Result<Unsent, String> {
     let mut unsent = Unsent::default();
-    for letter in client.dead_letters(account).await.ok()?.dead_letters {
+    let list = client.dead_letters(account).await.ok().map_err(|error| format!("{error:#}"))?;
+    for letter in list.dead_letters {
         let list = if letter.state == "unknown" { &mut unsent.unknown } else { &mut unsent.failed };
         *list.entry(letter.chat).or_default() += 1;
     }
     Ok(unsent)
 }
 
-/// Answers that are on their way arrive; then what is missing is what is held.
+/// Answers that are on their way arrive; then what is missing is what is held. That no instance says what is held, one after the
+/// other as long as the patience lasts, is an anomaly.
 ///
 /// # Errors
-/// When no instance says what it holds.
+/// When there is nobody to ask.
 pub async fn judge_answers(
     clients: &[Client],
     platform: &impl Platform,
     asked: &[Asked],
     patience: Duration,
 ) -> Result<Verdict> {
-    let client = clients.first().context("a client")?;
+    ensure!(!clients.is_empty(), "no instance to ask");
     let begin = Instant::now();
+    let mut at = 0;
     loop {
-        let (answered, unsent) = (platform.answered(), unsent(client, &platform.account()).await?);
-        if !answers::is_open(asked, &answered, &unsent) || begin.elapsed() > patience {
-            return Ok(answers::check(asked, &answered, &unsent));
+        let (answered, late) = (platform.answered(), begin.elapsed() > patience);
+        match unsent(&clients[at], &platform.account()).await {
+            Ok(unsent) if late || !answers::is_open(asked, &answered, &unsent) => {
+                return Ok(answers::check(asked, &answered, &unsent));
+            }
+            Ok(_) => {}
+            Err(why) if late => {
+                let mut verdict = answers::check_answers(asked, &answered);
+                verdict.anomalies.push(format!("no instance says which answers are held: {why}"));
+                return Ok(verdict);
+            }
+            Err(_) => at = (at + 1) % clients.len(),
         }
         tokio::time::sleep(POLL * 10).await;
     }
