@@ -3,6 +3,7 @@
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use jepsen_lite::commands::{
@@ -11,6 +12,7 @@ use jepsen_lite::commands::{
 use jepsen_lite::fakes;
 use jepsen_lite::lab::enter::{self, Entered};
 use jepsen_lite::run::verdict::Outcome;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Starts real instances, breaks or loads them, and judges what their clients were told.
 #[derive(Debug, Parser)]
@@ -69,6 +71,8 @@ impl Command {
     }
 }
 
+/// How long tasks may take to end once a command has.
+const SHUTDOWN: Duration = Duration::from_secs(2);
 /// Not the 2 that clap gives, which is a run without a verdict.
 const UNREADABLE: u8 = 3;
 
@@ -89,9 +93,36 @@ fn main() -> ExitCode {
             Err(error) => return inconclusive(&error),
         }
     }
+    let is_fake = matches!(command, Command::Fake(_));
     match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(run_command(command)),
+        Ok(runtime) => {
+            let command = run_command(command);
+            // A fake ends in order by itself when it is told.
+            let code = if is_fake { runtime.block_on(command) } else { runtime.block_on(until_told_to_end(command)) };
+            // What still blocks a thread must not keep instances that tasks hold.
+            runtime.shutdown_timeout(SHUTDOWN);
+            code
+        }
         Err(error) => inconclusive(&error.into()),
+    }
+}
+
+/// Dropped, a command ends every instance that it started, and a run keeps what it has seen so far.
+async fn until_told_to_end(command: impl Future<Output = ExitCode>) -> ExitCode {
+    let told = async |kind: SignalKind| match signal(kind) {
+        Ok(mut told) => drop(told.recv().await),
+        Err(error) => {
+            eprintln!("cannot wait for signals: {error}");
+            std::future::pending::<()>().await;
+        }
+    };
+    // As shells report a program that a signal ended.
+    let by = |number: u8| ExitCode::from(128 + number);
+    tokio::select! {
+        code = command => code,
+        () = told(SignalKind::hangup()) => by(1),
+        () = told(SignalKind::interrupt()) => by(2),
+        () = told(SignalKind::terminate()) => by(15),
     }
 }
 

@@ -126,7 +126,8 @@ impl Process {
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .envs(self.program.environment.iter().map(|(name, value)| (name, value)))
-            .stdin(Stdio::null())
+            // Its end is the end of this program, however that came: for a program that looks.
+            .stdin(Stdio::piped())
             .stdout(log.try_clone().context("share the log")?)
             .stderr(log)
             .spawn()
@@ -377,6 +378,21 @@ mod tests {
         assert!(process.is_paused() && exists(pid));
         drop(process);
         assert!(!exists(pid));
+    }
+
+    #[tokio::test]
+    async fn the_standard_input_of_a_process_is_open_as_long_as_it_is_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut process = shell(directory.path(), "cat; exec sleep 600");
+        process.start().unwrap();
+        assert!(process.wait_exit(Duration::from_millis(50)).await.is_err(), "it reads");
+        drop(process.child.as_mut().unwrap().stdin.take());
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let pid = process.pid().unwrap();
+        while std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap().trim() != "sleep" {
+            assert!(Instant::now() < deadline, "it reads on");
+            tokio::time::sleep(POLL).await;
+        }
     }
 
     #[test]

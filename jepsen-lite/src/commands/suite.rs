@@ -11,7 +11,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::json;
 
-use super::{Common, Report, report, rerun, run};
+use super::{Common, Report, quoted, report, rerun, run};
 use crate::nemesis::Kind;
 use crate::nemesis::schedule::Schedule;
 use crate::report::{word, worst};
@@ -77,6 +77,7 @@ pub async fn run(options: Options) -> Result<Report> {
         Some(directory) => directory,
         None => tempfile::Builder::new().prefix("jepsen-").tempdir().context("make a directory")?.keep(),
     };
+    let (_, shape) = options.common.place()?;
     let (bound, most) = options.suite.bounds();
     let bound = options.minutes.map_or(bound, |minutes| Duration::from_secs(60 * minutes));
     let begin = Instant::now();
@@ -85,7 +86,10 @@ pub async fn run(options: Options) -> Result<Report> {
         if begin.elapsed() > bound {
             break;
         }
-        let plan = plan(options.suite, options.seed, number, options.common.needs_namespaces(), run::possible);
+        let mut plan = plan(options.suite, options.seed, number, options.common.needs_namespaces(), run::possible);
+        if plan.environment == NAMESPACES {
+            plan.shape.clone_from(&shape);
+        }
         let name = format!("run-{:03}", number + 1);
         let first = one(&plan, &name, &openclaw, &directory, &options.common).await;
         let mut second = None;
@@ -137,7 +141,7 @@ fn of_all(outcomes: &[Outcome]) -> Outcome {
 async fn one(plan: &Plan, name: &str, openclaw: &Path, directory: &Path, common: &Common) -> Result<Verdict> {
     eprintln!("{name}: seed {}, {} instances, {}", plan.schedule.seed, plan.schedule.instances, plan.environment);
     let file = directory.join(name).join("plan.json");
-    let again = rerun("replay", openclaw, common, &file.display().to_string());
+    let again = rerun("replay", openclaw, common, &quoted(&file));
     let doing = async {
         let place = Place { openclaw: openclaw.to_owned(), directory: Some(make(directory, name)?) };
         let done = runs::execute(plan, &place, again).await?;

@@ -157,6 +157,10 @@ fn the_page_over_several_runs_begins_with_those_that_failed() {
     place("run-4 has no verdict");
     place("1 failed");
     place("2 passed");
+    let passed = [("run-1".to_owned(), sample(1, 60, 50.0).0)];
+    assert!(summary_with_notes(&passed, &[]).contains("<header class=\"passed\">"));
+    let missing = summary_with_notes(&passed, &["run-2 has no verdict".to_owned()]);
+    assert!(missing.contains("<header class=\"inconclusive\">"), "one that cannot be read is no pass");
 }
 
 #[test]

@@ -219,6 +219,11 @@ impl Handle {
         self.server.record.requests()
     }
 
+    /// How many requests were too many to remember.
+    pub fn forgotten(&self) -> u64 {
+        self.server.record.forgotten()
+    }
+
     /// When two pollers polled for one bot's updates at once, as far as requests are remembered. Every `getUpdates`
     /// counts from its arrival to its end, whatever its answer.
     pub fn overlapping_polls(&self, bot: BotId) -> Vec<Overlap> {

@@ -115,6 +115,10 @@ impl Record {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(super) fn forgotten(&self) -> u64 {
+        self.state().forgotten
+    }
+
     pub(super) fn begin(
         self: &Arc<Self>,
         connection: &Connection,

@@ -91,6 +91,10 @@ impl Platform for Discord {
         by_bot.map(one).collect()
     }
 
+    fn forgot(&self) -> bool {
+        self.handle.forgotten() > 0
+    }
+
     fn sessions(&self) -> Option<Sessions> {
         let record = self.handle.record();
         let count = |is: fn(&What) -> bool| record.iter().filter(|entry| is(&entry.what)).count();

@@ -13,6 +13,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use openclaw_proto::http::{DeadLetter, Entry, Role};
+use openclaw_proto::ids::SessionKey;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -68,6 +70,9 @@ pub trait Platform: Send + Sync + 'static {
     /// What the bot told people.
     fn answered(&self) -> Vec<Answered>;
 
+    /// Whether more happened than its record has: then what is not seen in it proves nothing.
+    fn forgot(&self) -> bool;
+
     /// Where listening is by sessions: how they began.
     fn sessions(&self) -> Option<Sessions>;
 }
@@ -103,7 +108,7 @@ impl Talk {
         let task = tokio::spawn(async move {
             let mut n = 0;
             loop {
-                let question = platform.say(n, &format!("message {n}"))?;
+                let question = platform.say(n, &text(n))?;
                 all.lock().unwrap_or_else(PoisonError::into_inner).push(Asked { question, at: unix_now() });
                 n += 1;
                 tokio::select! {
@@ -171,13 +176,13 @@ impl<P: Platform> Load<P> {
             true => judge_answers(&self.clients, &*self.platform, &asked, GIVE_UP).await?,
             false => answers::check_answers(&asked, &self.platform.answered()),
         };
-        let until = Instant::now();
+        let (until, forgot) = (Instant::now(), self.platform.forgot());
         let answered = self.platform.answered();
         remember(&self.shared, &self.platform.account(), &asked, &answered);
         let found = |anomaly: &str, message: String| Found { anomaly: anomaly.to_owned(), message, ops: Vec::new() };
         let answers = Check {
             checker: format!("{} answers", P::NAME),
-            decided: settled,
+            decided: settled && !forgot,
             figures: json!(verdict),
             found: verdict.anomalies.iter().map(|message| found("answers", message.clone())).collect(),
         };
@@ -208,7 +213,7 @@ impl<P: Platform> Load<P> {
             "longestUnownedMs": longest.as_secs_f64() * 1000.0,
             "sessions": self.platform.sessions(),
         });
-        let owners = Check { checker: format!("{} owners", P::NAME), decided: true, figures, found: owners };
+        let owners = Check { checker: format!("{} owners", P::NAME), decided: !forgot, figures, found: owners };
         Ok(Judged { checks: vec![answers, owners] })
     }
 }
@@ -228,15 +233,37 @@ fn remember(shared: &Shared, account: &str, asked: &[Asked], answered: &[Answere
     }
 }
 
-/// Messages that the gateway lists as not sent.
-async fn unsent(client: &Client, account: &str) -> Result<Unsent, String> {
+/// Messages that the gateway lists as not sent, each with the question that it answers, where its conversation says which.
+async fn unsent(client: &Client, account: &str, asked: &[Asked]) -> Result<Unsent, String> {
     let mut unsent = Unsent::default();
     let list = client.dead_letters(account).await.ok().map_err(|error| format!("{error:#}"))?;
     for letter in list.dead_letters {
-        let list = if letter.state == "unknown" { &mut unsent.unknown } else { &mut unsent.failed };
-        *list.entry(letter.chat).or_default() += 1;
+        if letter.state != "unknown" {
+            *unsent.failed.entry(letter.chat).or_default() += 1;
+            continue;
+        }
+        match question(client, &letter, asked).await {
+            Some(question) => drop(unsent.questions.insert(question)),
+            None => *unsent.unknown.entry(letter.chat).or_default() += 1,
+        }
     }
     Ok(unsent)
+}
+
+/// The question of a letter: what was said in the turn of which its entry is.
+async fn question(client: &Client, letter: &DeadLetter, asked: &[Asked]) -> Option<Question> {
+    let session = SessionKey::parse(letter.session_key.clone()?).ok()?;
+    let entries = client.transcript(&session).await.ok()?;
+    let turn = entries.iter().find(|entry| Some(entry.seq) == letter.seq)?.turn_id.as_deref()?;
+    let own = |entry: &&Entry| entry.role == Role::User && entry.turn_id.as_deref() == Some(turn);
+    let [said] = entries.iter().filter(own).collect::<Vec<_>>()[..] else { return None };
+    let (_, one) = asked.iter().enumerate().find(|(n, _)| text(*n) == said.text)?;
+    Some(one.question.clone())
+}
+
+/// What is said as the `n`th message.
+fn text(n: usize) -> String {
+    format!("message {n}")
 }
 
 /// Answers that are on their way arrive; then what is missing is what is held. That no instance says what is held, one after the
@@ -255,7 +282,7 @@ pub async fn judge_answers(
     let mut at = 0;
     loop {
         let (answered, late) = (platform.answered(), begin.elapsed() > patience);
-        match unsent(&clients[at], &platform.account()).await {
+        match unsent(&clients[at], &platform.account(), asked).await {
             Ok(unsent) if late || !answers::is_open(asked, &answered, &unsent) => {
                 return Ok(answers::check(asked, &answered, &unsent));
             }

@@ -13,8 +13,8 @@ use crate::cluster::Names;
 use crate::fakes::telegram::{self, BotId, ChatId, Handle, Method, Recorded, UserId};
 
 const TOKEN: &str = "7000001:harness-harness-harness-harness-h";
-/// Far more than a round asks for.
-const REMEMBERED: usize = 5000;
+/// More than a run of many hours asks for: a forgotten one could have been the one that was wrong.
+const REMEMBERED: usize = 1_000_000;
 
 pub struct Telegram {
     handle: Handle,
@@ -92,6 +92,10 @@ impl Platform for Telegram {
         answered
     }
 
+    fn forgot(&self) -> bool {
+        self.handle.forgotten() > 0
+    }
+
     fn sessions(&self) -> Option<Sessions> {
         None
     }
@@ -117,4 +121,30 @@ fn listened(requests: &[Recorded]) -> Vec<Listened> {
         to: request.ended.map(|(ended, _)| ended.at),
     };
     requests.iter().filter(|request| polls(request)).map(one).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn whether_any_request_was_forgotten_is_known() {
+        let options = telegram::Options { remembered: 1, ..telegram::Options::with_bots(&[TOKEN]) };
+        let handle = telegram::start(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), options).await.unwrap();
+        let telegram = Telegram { handle, bot: telegram::Account::new(TOKEN).id(), people: Vec::new() };
+        get_me(&telegram).await;
+        assert!(!telegram.forgot());
+        get_me(&telegram).await;
+        assert!(telegram.forgot());
+    }
+
+    async fn get_me(telegram: &Telegram) {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let url = telegram.handle.api_url();
+        let address = url.trim_start_matches("http://").trim_end_matches('/');
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let request = format!("GET /bot{TOKEN}/getMe HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream.read_to_end(&mut Vec::new()).await.unwrap();
+    }
 }
