@@ -221,7 +221,7 @@ impl Stage {
         });
         let mut cluster = Cluster::prepare(options).await?;
         for instance in cluster.instances() {
-            add_secrets(Path::new(instance.process.program().arguments.last().context("its settings")?))?;
+            add_secrets(Path::new(instance.process.program().arguments.get(2).context("its settings")?))?;
         }
         cluster.start_all()?;
         cluster.wait_all_ready(SOON).await?;

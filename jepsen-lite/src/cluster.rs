@@ -333,7 +333,7 @@ impl Cluster {
             }
             std::fs::write(&file, serde_json::to_vec_pretty(&settings).context("encode the settings")?)
                 .with_context(|| format!("write {}", file.display()))?;
-            let arguments = vec!["gateway".into(), "--exit-with-parent".into(), "--config".into(), file.into()];
+            let arguments = vec!["gateway".into(), "--config".into(), file.into(), "--exit-with-parent".into()];
             let mut environment = vec![("HOME".into(), home.clone().into()), ("RUST_BACKTRACE".into(), "1".into())];
             environment.extend(secrets.environment());
             environment.extend(clock.iter().flat_map(FakeClock::environment));
@@ -712,7 +712,7 @@ mod tests {
             .instances()
             .iter()
             .map(|instance| {
-                let file = instance.process.program().arguments.last().unwrap();
+                let file = &instance.process.program().arguments[2];
                 serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap()
             })
             .collect();

@@ -92,7 +92,7 @@ impl Docker {
         let mut settings = String::new();
         for (n, instance) in (1..).zip(self.cluster.instances()) {
             let program = instance.process.program();
-            let file = program.arguments.last().context("a settings file")?;
+            let file = program.arguments.get(2).context("a settings file")?;
             settings.push_str(&format!("settings[openclaw-{n}]='{}'\n", Path::new(file).display()));
         }
         write_program(&programs.join("docker"), &script(port, &settings))?;
