@@ -152,8 +152,10 @@ impl Group {
     /// Whether this instance leads, as far as it knows, and has not been heard by a quorum for a while.
     pub(crate) fn has_lost_quorum(&self) -> bool {
         let metrics = self.metrics();
+        // One that is alone is its own quorum, and nobody acknowledges anything to it.
+        let alone = metrics.membership_config.membership().voter_ids().count() == 1;
         let acked = metrics.last_quorum_acked.as_ref().map(|at| at.elapsed());
-        metrics.current_leader == Some(metrics.id) && acked.is_some_and(|since| since > self.0.silence)
+        !alone && metrics.current_leader == Some(metrics.id) && acked.is_some_and(|since| since > self.0.silence)
     }
 
     /// Whether a leader said that this instance was removed.

@@ -395,6 +395,15 @@ async fn a_cluster_of_one_grows_and_shrinks() {
     cluster.append((leader + 1) % 3, "s", "c", "two").await;
 }
 
+/// Nobody acknowledges anything to it, however long it has led.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_of_one_answers_reads_when_nothing_was_written_for_long() {
+    let cluster = Cluster::start(1).await;
+    cluster.append(0, "s", "a", "alone").await;
+    tokio::time::sleep(Timing::default().election_timeout * 8).await;
+    assert_eq!(cluster.texts(0, "s").await, ["alone"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn all_that_join_at_once_get_a_vote() {
     let mut cluster = Cluster::start(1).await;
@@ -433,7 +442,7 @@ async fn a_second_of_a_name_waits_until_the_first_is_gone() {
     }
     cluster.stop(first).await;
     cluster.until(second, "in its place", |status| is_at(status, &cluster.members[second].addr)).await;
-    assert_eq!(cluster.node(leader).status().voter_count(), 3);
+    cluster.until(leader, "three voters", |status| status.voter_count() == 3).await;
     cluster.append(second, "s", "last", "from the second").await;
 }
 
