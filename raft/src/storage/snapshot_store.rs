@@ -44,6 +44,10 @@ impl Temporary {
         Self { path, kept: AtomicBool::new(false) }
     }
 
+    fn create(path: PathBuf) -> io::Result<(File, Self)> {
+        Ok((File::create_new(&path)?, Self::new(path)))
+    }
+
     fn keep(&self) {
         self.kept.store(true, Ordering::Relaxed);
     }
@@ -205,9 +209,7 @@ impl SnapshotStore {
             if told.is_err() || started.recv().is_err() {
                 return;
             }
-            let path = store.temporary_path();
-            let written = File::create_new(&path)
-                .and_then(|file| store.write(&meta, &db, &view, prefix, &end, file, &Temporary::new(path)));
+            let written = store.write(&meta, &db, &view, prefix, &end);
             // Whoever asked for it may have stopped.
             drop(done.send(written.map(|file| (meta, file))));
         })?;
@@ -222,10 +224,9 @@ impl SnapshotStore {
         view: &rocksdb::SnapshotWithThreadMode<'_, DB>,
         prefix: [u8; 8],
         end: &[u8],
-        file: File,
-        path: &Temporary,
     ) -> io::Result<SnapshotFile> {
         let header = wire::to_snapshot_meta(meta).encode_to_vec();
+        let (file, whole) = Temporary::create(self.temporary_path())?;
         let file = BufWriter::with_capacity(BUFFER_BYTES, file);
         let marks = db.cf_handle(Table::Marks.name()).ok_or_else(|| io::Error::other("no such column family"))?;
         let mark = view.get_cf(marks, [&prefix[..], keys::FORMAT].concat()).map_err(io::Error::other)?;
@@ -249,13 +250,13 @@ impl SnapshotStore {
         let (mut file, _) = writer.finish().map_err(io::Error::other)?;
         file.flush()?;
         file.get_ref().sync_all()?;
-        self.publish(meta, path)
+        self.publish(meta, &whole)
     }
 
     /// A file for a snapshot that arrives in pieces.
     pub(crate) fn receive(&self) -> io::Result<Incoming> {
-        let path = self.temporary_path();
-        Ok(Incoming { file: File::create_new(&path)?, temporary: Temporary::new(path) })
+        let (file, temporary) = Temporary::create(self.temporary_path())?;
+        Ok(Incoming { file, temporary })
     }
 }
 
