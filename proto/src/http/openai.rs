@@ -48,7 +48,7 @@ pub struct ChatMessage {
     pub content: Option<ChatContent>,
 }
 
-/// A text, or a list of parts of which the text parts count.
+/// A text, or a list of parts, which must all be of type `text`.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, ToSchema)]
 #[serde(untagged)]
 pub enum ChatContent {
