@@ -374,6 +374,24 @@ mod tests {
     use openclaw_proto::ids::ClusterId;
 
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_snapshot_may_take_long_as_long_as_it_gets_on() {
+        let (progress, moved) = watch::channel(PIECE_DEADLINE);
+        let began = tokio::time::Instant::now();
+        let sending = async move {
+            for _ in 0..100 {
+                tokio::time::sleep(PIECE_DEADLINE / 2).await;
+                progress.send_replace(PIECE_DEADLINE);
+            }
+            progress.send_replace(INSTALL_DEADLINE);
+        };
+        let (limit, ()) = tokio::join!(stands_still(moved), sending);
+        assert_eq!((limit, began.elapsed()), (INSTALL_DEADLINE, PIECE_DEADLINE * 50 + INSTALL_DEADLINE));
+        let (_kept, moved) = watch::channel(PIECE_DEADLINE);
+        assert_eq!(stands_still(moved).await, PIECE_DEADLINE);
+    }
+
     use crate::network::Links;
     use crate::network::security::PeerSecurity;
 
