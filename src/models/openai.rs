@@ -303,6 +303,7 @@ mod tests {
 
     #[test]
     fn an_empty_reason_in_every_piece_does_not_end_an_answer() {
+        let _provider = rustls::crypto::ring::default_provider().install_default();
         let mut state = State::default();
         let http = Http::new(
             HttpOptions {
