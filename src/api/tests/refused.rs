@@ -323,3 +323,11 @@ async fn a_panic_is_an_answer() {
     assert_eq!(error.error.code, ErrorCode::Internal);
     assert!(!error.error.request_id.is_empty());
 }
+
+#[tokio::test]
+async fn the_body_of_a_stranger_at_a_webhook_is_not_read() {
+    let instance = Setup::new(Paced::new(1)).one();
+    let endless = Body::from_stream(stream::pending::<Result<bytes::Bytes, std::convert::Infallible>>());
+    let refused = instance.send(Request::post("/api/v1/webhooks/telegram/default"), endless).await;
+    assert_eq!(refused.status(), StatusCode::UNAUTHORIZED);
+}
